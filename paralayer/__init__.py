@@ -1,0 +1,2 @@
+"""paralayer."""
+__version__ = "0.1.0"

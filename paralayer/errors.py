@@ -1,0 +1,78 @@
+"""Every error that paralayer raises.
+
+    ParalayerError
+    ├── ImageError          the image, or what names it, is not as it must be
+    │   ├── DigestError     stored bytes are not the ones that their descriptor names
+    │   ├── MediaTypeError  a media type that is unknown, encrypted or not a layer
+    │   └── LayerError      a layer's tar stream or compression, or an entry that cannot be applied
+    ├── SinkError           the output cannot be written
+    ├── WorkerError         a worker process died
+    └── InterruptedByUser   SIGINT or SIGTERM
+
+The message is always ``where: what: got X, want Y``; `got` and `want` may be absent. Errors cross process
+boundaries: fields are the positional arguments of `Exception`, so that pickling keeps them.
+"""
+
+from __future__ import annotations
+
+
+def quote(name: bytes) -> str:
+    r"""Return a name from an image in printable form: no control characters, other bytes as \xNN."""
+    text = name.decode("utf-8", "surrogateescape")
+    return "".join(
+        c
+        if c.isprintable() and c != "\\"
+        else "\\\\"
+        if c == "\\"
+        else f"\\x{ord(c) - 0xDC00:02x}"
+        if 0xDC80 <= ord(c) <= 0xDCFF
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+class ParalayerError(Exception):
+    """Base of all errors; `where`, `what`, `got`, `want` are its fields."""
+
+    def __init__(self, where: str, what: str, got: object = None, want: object = None) -> None:
+        super().__init__(where, what, got, want)
+        self.where = where
+        self.what = what
+        self.got = got
+        self.want = want
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.got is not None:
+            text += f": got {self.got}"
+        if self.want is not None:
+            text += f"{',' if self.got is not None else ':'} want {self.want}"
+        return text
+
+
+class ImageError(ParalayerError):
+    """The image, or what names it, is not as it must be; `where` is the document, file or layer."""
+
+
+class DigestError(ImageError):
+    """Stored bytes are not the ones that their descriptor names."""
+
+
+class MediaTypeError(ImageError):
+    """A media type that is unknown, encrypted or not a layer's."""
+
+
+class LayerError(ImageError):
+    """A layer's tar stream or compression is broken, or an entry cannot be applied."""
+
+
+class SinkError(ParalayerError):
+    """The output cannot be written; `where` is its name."""
+
+
+class WorkerError(ParalayerError):
+    """A worker process died."""
+
+
+class InterruptedByUser(ParalayerError):  # noqa: N818 - an interruption is no error of anybody's
+    """SIGINT or SIGTERM arrived."""

@@ -1,0 +1,618 @@
+"""Decoded layer bytes in, entry table out.
+
+The scanner is fed chunks of any size and looks at headers only: data is skipped over. Header blocks are collected as
+they are; every few thousand their numbers are converted and checked at once, names are normalised, and the rows go
+into the table. Nothing depends on where the chunks are cut.
+
+Beside the rows it proves, while it has every path at hand, what makes a layer cheap to merge. A layer is *orderly* up
+to a row when in all rows before it no path comes twice, each parent is a directory entry that precedes, each hard
+link's target is an entry that precedes and no directory, and none stands in the store of AUFS hard links. `parent` and
+`target` of such rows are row numbers; nothing about them depends on older layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+
+from paralayer.errors import LayerError, quote
+from paralayer.table import (
+    BLOCK as BLOCK_DEVICE,
+)
+from paralayer.table import (
+    CHAR,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARDLINK,
+    NONE,
+    OPAQUE,
+    ROOT,
+    ROW,
+    SYMLINK,
+    WHITEOUT,
+    TableWriter,
+    pack_extents,
+    pack_xattrs,
+)
+from paralayer.tar import header, names, pax, sparse
+from paralayer.tar.header import BLOCK, ZERO_BLOCK, HeaderError, padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BATCH = 4096  # headers converted at once: 2 MiB
+_MAX_SPECIAL = 1 << 20  # bytes of a PAX or GNU long record
+_MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
+_MAX_XATTR = 64 << 10  # bytes of a value on Linux
+_MAX_DEVICE = 2**32 - 1
+_XATTR = b"SCHILY.xattr."
+
+_KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE}
+_KINDS |= {b"1": HARDLINK, b"2": SYMLINK, b"3": CHAR, b"4": BLOCK_DEVICE, b"5": DIRECTORY, b"6": FIFO}
+_KIND_OF_FLAG = np.full(256, 255, np.uint8)
+for _flag, _kind in _KINDS.items():
+    _KIND_OF_FLAG[_flag[0]] = _kind
+_REGULAR = ord("0")
+_DATALESS = frozenset(b"123456")
+
+
+@dataclass(slots=True)
+class _Special:
+    """What extension records say of one entry; None where they say nothing."""
+
+    path: bytes | None = None
+    linkname: bytes | None = None
+    size: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime: tuple[int, int] | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    sparse: dict[bytes, bytes] = field(default_factory=dict)
+    sparse_pairs: list[bytes] = field(default_factory=list)  # format 0.0, in order
+    long_path: bytes | None = None
+    long_linkname: bytes | None = None
+    kind: int | None = None
+    real_size: int | None = None
+    extents: sparse.Extents | None = None
+    data: int | None = None  # where the data begins, behind a sparse map
+
+
+class Scanner:
+    """Scans one layer into `table`; raises LayerError, which names the entry."""
+
+    def __init__(self, table: TableWriter, layer: int, where: str) -> None:
+        self._table = table
+        self._layer = layer
+        self._where = where
+        self.position = 0  # bytes fed
+        self.orderly_rows = 0
+        self.orderly = True
+        self._directories: dict[bytes, int] = {b"": ROOT}
+        self._others: dict[bytes, int] = {}  # path of a non-directory → row of its file
+        self._link = b""  # normalised target of the hard link at hand
+        # The header blocks of the batch, where their data begins, and what is odd about them.
+        self._blocks: list[bytes] = []
+        self._data: list[int] = []
+        self._extensions: list[bytes] = []  # headers that are no entries
+        self._specials: dict[int, _Special] = {}
+        # Bytes that are wanted next: `_need` of them from `_next` on, for `_take`.
+        self._next = 0
+        self._need = BLOCK
+        self._take: Callable[[bytes], None] = self._take_header
+        self._partial = bytearray()
+        self._pending: _Special | None = None
+        self._name: bytes | None = None  # of the entry that is being read, for messages
+        self._data_end = 0
+        self._zero_blocks = 0
+        self._ended = False
+
+    def feed(self, chunk: bytes | memoryview) -> None:
+        """Scan the next bytes of the decoded layer."""
+        start = self.position
+        length = len(chunk)
+        self.position += length
+        if self._partial:
+            missing = self._need - len(self._partial)
+            self._partial += chunk[:missing]
+            if length < missing:
+                return
+            block = bytes(self._partial)
+            self._partial.clear()
+            self._dispatch(block)
+        at = self._next - start
+        blocks, data = self._blocks, self._data
+        plain = self._expects_plain()
+        while not self._ended:
+            if at + self._need > length:
+                if at < length:
+                    self._partial += chunk[at:]
+                break
+            block = bytes(chunk[at : at + self._need])
+            if plain:
+                flag = block[header.TYPEFLAG]
+                if flag in _DATALESS:
+                    blocks.append(block)
+                    at += BLOCK
+                    self._next += BLOCK
+                    data.append(self._next)
+                    continue
+                if flag == _REGULAR and (size := _plain_size(block)) >= 0:
+                    blocks.append(block)
+                    self._next += BLOCK
+                    data.append(self._next)
+                    self._data_end = self._next + size
+                    self._next += size + (-size % BLOCK)
+                    at = self._next - start
+                    continue
+            self._dispatch(block)
+            plain = self._expects_plain()
+            at = self._next - start
+        if len(blocks) >= _BATCH:
+            self.flush()
+
+    def finish(self) -> None:
+        """End of the decoded stream: check that the archive is whole, and publish the rest."""
+        self.flush()
+        if not self._ended:
+            if self.position < self._data_end:
+                self._refuse("truncated in the data of the last entry", self.position, self._data_end)
+            if self._partial or self._take != self._take_header or self._pending is not None:
+                self._refuse("truncated inside a header", self.position)
+
+    def _refuse(self, what: str, got: object = None, want: object = None, name: bytes | None = None) -> NoReturn:
+        where = f"{self._where}: {quote(name)}" if name is not None else f"{self._where}: tar"
+        raise LayerError(where, what, got, want)
+
+    def _expects_plain(self) -> bool:
+        """Say whether the next block is a header that nothing before it says anything about."""
+        return self._pending is None and not self._zero_blocks and self._take == self._take_header
+
+    def _dispatch(self, block: bytes) -> None:
+        try:
+            self._take(block)
+        except HeaderError as error:
+            self.flush()
+            self._refuse(error.what, error.got, error.want, self._name)
+
+    # What the wanted bytes are taken as
+
+    def _take_header(self, block: bytes) -> None:
+        at = self._next
+        self._next += BLOCK
+        if block == ZERO_BLOCK:
+            if self._pending is not None:
+                self._refuse("extension header without an entry", f"end of archive at byte {at}")
+            self._zero_blocks += 1
+            self._ended = self._zero_blocks == 2  # noqa: PLR2004 - the end is two of them
+            return
+        if self._zero_blocks:
+            self._refuse("lone zero block inside the archive", f"a header at byte {at}")
+        flag = block[header.TYPEFLAG : header.TYPEFLAG + 1]
+        self._name = None
+        if flag in _KINDS:
+            self._name = self._name_of(block, self._pending)
+            self._add_entry(block, flag)
+            return
+        takes = {b"x": self._take_pax, b"L": self._take_long_path, b"K": self._take_long_link}
+        take = self._take_global if flag == b"g" else takes.get(flag)
+        self._extensions.append(block)
+        if take is None:
+            raise HeaderError("unknown type of entry", repr(flag)[1:])
+        size = header.parse_number(header.field(block, header.SIZE))
+        if not 0 <= size <= _MAX_SPECIAL:
+            raise HeaderError("extension header too large", size, f"at most {_MAX_SPECIAL}")
+        self._want(size, take)
+
+    def _want(self, size: int, take: Callable[[bytes], None]) -> None:
+        """Collect the payload of an extension header; `_next` is where it begins."""
+        if size:
+            self._need = size
+            self._take = take
+        else:
+            take(b"")
+
+    def _take_payload(self, payload: bytes) -> _Special:
+        self._next += len(payload) + padding(len(payload))
+        self._need = BLOCK
+        self._take = self._take_header
+        if self._pending is None:
+            self._pending = _Special()
+        return self._pending
+
+    def _take_global(self, payload: bytes) -> None:
+        pending = self._pending
+        self._take_payload(payload)
+        self._pending = pending
+        pax.parse_records(payload)
+
+    def _take_long_path(self, payload: bytes) -> None:
+        self._take_payload(payload).long_path = payload.split(b"\0", 1)[0]
+
+    def _take_long_link(self, payload: bytes) -> None:
+        self._take_payload(payload).long_linkname = payload.split(b"\0", 1)[0]
+
+    def _take_pax(self, payload: bytes) -> None:
+        special = self._take_payload(payload)
+        for key, value in pax.parse_records(payload):
+            _apply_record(special, key, value)
+
+    def _add_entry(self, block: bytes, flag: bytes) -> None:
+        """Take an entry's header; `_next` is where its data begins."""
+        special, self._pending = self._pending, None
+        kind = _KINDS[flag]
+        if flag == b"\0" and self._name_of(block, special).endswith(b"/"):
+            kind = DIRECTORY
+            special = special or _Special()
+            special.kind = kind
+        size = 0
+        if kind == FILE:
+            size = header.parse_number(header.field(block, header.SIZE))
+            if special is not None and special.size is not None:
+                size = special.size
+            if not 0 <= size < 1 << 63:
+                raise HeaderError("size", size, "0 to 2^63-1")
+        if special is not None:
+            self._specials[len(self._blocks)] = special
+        self._blocks.append(block)
+        self._data.append(self._next)
+        self._data_end = self._next + size
+        if flag == b"S":
+            special = self._specials.setdefault(len(self._blocks) - 1, special or _Special())
+            special.size = size
+            special.extents, special.real_size, extended = sparse.parse_old_header(block)
+            self._old_sparse(special, size, extended=extended)
+            return
+        after = self._next + size + padding(size)
+        if kind == FILE and special is not None and (special.sparse or special.sparse_pairs):
+            self._pax_sparse(special, size, after)
+            return
+        self._next = after
+
+    # Sparse files
+
+    def _old_sparse(self, special: _Special, size: int, *, extended: bool) -> None:
+        extents = special.extents
+        assert extents is not None
+
+        def take(block: bytes) -> None:
+            self._next += BLOCK
+            more, again = sparse.parse_old_extension(block)
+            extents.extend(more)
+            if not again:
+                self._take = self._take_header
+                self._end_sparse(special, self._next, size)
+
+        if extended:
+            self._take = take
+        else:
+            self._end_sparse(special, self._next, size)
+
+    def _pax_sparse(self, special: _Special, size: int, after: int) -> None:
+        """Read the map of a sparse file; `_next` is where its data, or the map before it, begins."""
+        records = special.sparse
+        if b"name" in records:
+            special.path = records[b"name"] or special.path
+        version = (records.get(b"major"), records.get(b"minor"))
+        if version not in ((None, None), (b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
+            raise HeaderError("sparse format", version, "0.0, 0.1 or 1.0")
+        real = records.get(b"realsize", records.get(b"size"))
+        if real is None:
+            raise HeaderError("sparse file without its real size")
+        special.real_size = sparse.parse_decimal(real)
+        if version != (b"1", b"0"):
+            values = records[b"map"].split(b",") if records.get(b"map") else special.sparse_pairs
+            special.extents = sparse.parse_pax_map(values)
+            count = records.get(b"numblocks")
+            if count is not None and sparse.parse_decimal(count) != len(special.extents):
+                raise HeaderError("sparse map: wrong count", count.decode("latin-1"), len(special.extents))
+            self._end_sparse(special, self._next, size)
+            return
+        gathered = bytearray()
+        begin = self._next
+
+        def take(block: bytes) -> None:
+            self._next += BLOCK
+            gathered.extend(block)
+            wanted = sparse.numbers_in_data(bytes(gathered[:40]))
+            if wanted is not None and 2 * wanted > size:
+                raise HeaderError("sparse map: count beyond the data", wanted // 2)
+            if wanted is None or gathered.count(b"\n") < wanted:
+                if len(gathered) + BLOCK > size:
+                    raise HeaderError("sparse map: incomplete")
+                return
+            numbers = bytes(gathered).split(b"\n", wanted)[1:wanted]
+            special.extents = sparse.parse_pax_map(numbers)
+            self._take = self._take_header
+            self._end_sparse(special, self._next, size - (self._next - begin))
+            self._next = after
+
+        if size < BLOCK:
+            raise HeaderError("sparse map: incomplete")
+        self._take = take
+
+    def _end_sparse(self, special: _Special, data: int, stored: int) -> None:
+        assert special.extents is not None
+        assert special.real_size is not None
+        sparse.check(special.extents, stored, special.real_size)
+        special.data = data
+        special.size = stored
+        self._data_end = data + stored
+        self._next = data + stored + padding(stored)
+
+    # A batch of headers to rows
+
+    def _name_of(self, block: bytes, special: _Special | None = None) -> bytes:
+        """Return the name of an entry as it is written, put together from where it stands."""
+        if special is not None:
+            if special.long_path is not None:
+                return special.long_path
+            if special.path is not None:
+                return special.path
+        name = header.text(block, header.NAME)
+        if header.field(block, header.MAGIC)[:6] == header.POSIX_MAGIC:
+            prefix = header.text(block, header.PREFIX)
+            if prefix:
+                return prefix + b"/" + name
+        return name
+
+    def flush(self) -> None:
+        """Publish the rows of the headers seen so far."""
+        if self._extensions:
+            extensions = np.frombuffer(b"".join(self._extensions), np.uint8).reshape(-1, BLOCK)
+            self._extensions.clear()
+            if len(header.wrong_checksums(extensions)):
+                self._refuse("bad checksum of an extension header")
+        if not self._blocks:
+            return
+        blocks = np.frombuffer(b"".join(self._blocks), np.uint8).reshape(-1, BLOCK)
+        wrong = header.wrong_checksums(blocks)
+        if len(wrong):
+            self._refuse("bad checksum, so no header", f"byte {self._data[wrong[0]] - BLOCK}")
+        try:
+            rows = self._numbers(blocks)
+        except HeaderError as error:
+            index: int = getattr(error, "index", 0)
+            name = self._name_of(self._blocks[index], self._specials.get(index))
+            self._refuse(error.what, error.got, error.want, name)
+        self._publish(blocks, rows)
+        self._blocks.clear()
+        self._data.clear()
+        self._specials = {}
+
+    def _numbers(self, blocks: header.Blocks) -> np.ndarray[tuple[int, ...], np.dtype[np.void]]:
+        rows = np.zeros(len(blocks), ROW)
+        rows["kind"] = _KIND_OF_FLAG[blocks[:, header.TYPEFLAG]]
+        rows["layer"] = self._layer
+        rows["data"] = self._data
+        rows["target"] = NONE
+        rows["mode"] = header.parse_numbers(blocks, header.MODE, "mode") & 0o7777
+        sizes = header.parse_numbers(blocks, header.SIZE, "size")
+        if (sizes < 0).any():
+            raise _at(int(np.flatnonzero(sizes < 0)[0]), "size", int(sizes.min()), "0 or more")
+        ids = [header.parse_numbers(blocks, header.UID, "uid"), header.parse_numbers(blocks, header.GID, "gid")]
+        rows["mtime"] = header.parse_numbers(blocks, header.MTIME, "mtime")
+        for index, special in self._specials.items():
+            if special.size is not None:
+                sizes[index] = special.size
+            if special.kind is not None:
+                rows["kind"][index] = special.kind
+            if special.mtime is not None:
+                rows["mtime"][index], rows["nsec"][index] = special.mtime
+            if special.data is not None:
+                rows["data"][index] = special.data
+            for number, value in zip(ids, (special.uid, special.gid), strict=True):
+                if value is not None:
+                    number[index] = value
+        for key, number in zip(("uid", "gid"), ids, strict=True):
+            bad = (number < 0) | (number > _MAX_ID)
+            if bad.any():
+                index = int(np.flatnonzero(bad)[0])
+                raise _at(index, f"{key} out of range", int(number[index]), f"0 to {_MAX_ID}")
+            rows[key] = number
+        rows["stored"] = rows["size"] = np.where(rows["kind"] == FILE, sizes, 0)
+        has_devices = (blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)
+        where = slice(None) if has_devices.all() else np.flatnonzero(has_devices)
+        device = (rows["kind"] == CHAR) | (rows["kind"] == BLOCK_DEVICE)
+        for key, place in (("major", header.MAJOR), ("minor", header.MINOR)):
+            number = np.zeros(len(blocks), np.int64)
+            number[where] = header.parse_numbers(blocks[where], place, key)
+            bad = device & ((number < 0) | (number > _MAX_DEVICE))
+            if bad.any():
+                raise _at(int(np.flatnonzero(bad)[0]), f"{key} out of range", int(number[bad][0]))
+            rows[key] = np.where(device, number, 0)
+        return rows
+
+    def _publish(self, blocks: header.Blocks, rows: np.ndarray[tuple[int, ...], np.dtype[np.void]]) -> None:
+        raw_names = blocks[:, :100].copy().view("S100")[:, 0].tolist()
+        posix = (blocks[:, 257:263] == np.frombuffer(header.POSIX_MAGIC, np.uint8)).all(axis=1)
+        prefixed = set(np.flatnonzero(posix & (blocks[:, 345] != 0)).tolist())
+        kinds = rows["kind"].tolist()
+        specials = self._specials
+        paths: list[bytes] = []
+        parents: list[int] = []
+        kept: list[int] = []
+        extras: list[bytes] = []
+        extra_at = self._table.length.extra
+        first = self._table.length.rows
+        for index, raw in enumerate(raw_names):
+            special = specials.get(index)
+            name = raw
+            kind = kinds[index]
+            if special is not None or index in prefixed:
+                name = self._name_of(self._blocks[index], special)
+            elif b"\0" in name:
+                name = name.split(b"\0", 1)[0]
+            path = name[2:] if name[:2] == b"./" else name
+            if path[-1:] == b"/":
+                path = path[:-1]
+            if not path or path[0] in b"./" or len(path) > names.NAME_MAX or b"/." in path or b"//" in path:
+                try:
+                    path, kind = _odd_path(name, kind)
+                except HeaderError as error:
+                    self._refuse(error.what, error.got, error.want, name)
+                if kind != kinds[index]:
+                    if kind < 0:
+                        continue
+                    kinds[index] = rows["kind"][index] = kind
+            row = first + len(paths)
+            if kind in (HARDLINK, SYMLINK) or special is not None:
+                extra = self._extra(rows, index, kind, name, special)
+                if extra:
+                    rows["extra"][index] = extra_at
+                    extras.append(extra)
+                    extra_at += len(extra)
+            parents.append(self._prove(path, kind, row, rows, index) if self.orderly else NONE)
+            paths.append(path)
+            kept.append(index)
+        if len(kept) != len(rows):
+            rows = rows[kept]
+        rows["parent"] = parents
+        lengths = np.fromiter(map(len, paths), np.int64, len(paths))
+        if len(paths):
+            rows["name"] = self._table.length.names + np.concatenate(([0], np.cumsum(lengths[:-1] + 1)))
+        self._table.append(rows, b"".join(path + b"\0" for path in paths), b"".join(extras))
+        if self.orderly:
+            self.orderly_rows = self._table.length.rows
+
+    def _prove(self, path: bytes, kind: int, row: int, rows: np.ndarray[tuple[int, ...], np.dtype[np.void]], index: int) -> int:
+        """Return the parent of a row of an orderly layer; end the orderly rows when it is none."""
+        directories, others = self._directories, self._others
+        if not path:
+            return ROOT
+        if kind == OPAQUE:
+            parent = directories.get(path, NONE)
+        else:
+            cut = path.rfind(b"/")
+            parent = directories.get(path[:cut], NONE) if cut >= 0 else ROOT
+        orderly = parent != NONE
+        if kind == DIRECTORY:
+            orderly = orderly and path not in directories and path not in others
+            directories[path] = row
+        elif kind < WHITEOUT:
+            orderly = orderly and path not in others and path not in directories
+            target = row
+            if kind == HARDLINK:
+                target = others.get(self._link, NONE)
+                orderly = orderly and target != NONE
+                rows["target"][index] = target
+            others[path] = target
+        if not orderly or path.startswith(names.LINK_STORE + b"/"):
+            self.orderly = False
+            self.orderly_rows = row
+            self._directories = self._others = {}
+        return parent
+
+    def _extra(
+        self,
+        rows: np.ndarray[tuple[int, ...], np.dtype[np.void]],
+        index: int,
+        kind: int,
+        name: bytes,
+        special: _Special | None,
+    ) -> bytes:
+        """Return the extra bytes of a row, and set the row's lengths of them."""
+        link = b""
+        if kind in (HARDLINK, SYMLINK):
+            link = header.text(self._blocks[index], header.LINKNAME)
+            if special is not None:
+                if special.long_linkname is not None:
+                    link = special.long_linkname
+                elif special.linkname is not None:
+                    link = special.linkname
+            if not link:
+                self._refuse("link without a target", name=name)
+            if kind == HARDLINK:
+                try:
+                    link = self._link = names.normalise(link)
+                except HeaderError as error:
+                    self._refuse(f"link target: {error.what}", error.got, error.want, name)
+            rows["link"][index] = len(link)
+        if special is None:
+            return link
+        xattrs = b""
+        if kind != HARDLINK and kind < WHITEOUT and special.xattrs:
+            for key, value in special.xattrs.items():
+                if len(value) > _MAX_XATTR:
+                    self._refuse(f"xattr {quote(key)}", f"{len(value)} bytes", f"at most {_MAX_XATTR}", name)
+            xattrs = pack_xattrs(sorted(special.xattrs.items()))
+            rows["xattrs"][index] = len(xattrs)
+        if special.extents is None or kind != FILE:
+            return link + xattrs
+        extents = [extent for extent in special.extents if extent[1]]
+        rows["size"][index] = special.real_size
+        rows["sparse"][index] = len(extents)
+        if not extents:
+            # All of it is a hole: one empty extent keeps the row sparse.
+            extents = [(0, 0)]
+            rows["sparse"][index] = 1
+        return link + xattrs + pack_extents(extents)
+
+
+def _plain_size(block: bytes) -> int:
+    """Return the size in a header of the usual form, or -1; what is odd comes out at the latest in the batch."""
+    if block[135] not in b"\0 ":
+        return -1
+    try:
+        return int(block[124:135], 8)
+    except ValueError:
+        return -1
+
+
+def _odd_path(name: bytes, kind: int) -> tuple[bytes, int]:
+    """Return (path, kind) of a name that is not plainly a path; kind -1 for names without effect."""
+    path = names.normalise(name)
+    if not path:
+        if kind != DIRECTORY:
+            raise HeaderError("the root must be a directory")
+        return path, kind
+    parent, base = names.split(path)
+    if not base.startswith(names.WHITEOUT_PREFIX):
+        return path, kind
+    if base == names.OPAQUE_MARKER:
+        return parent, OPAQUE
+    if base.startswith(names.RESERVED_PREFIX):
+        return path, -1
+    hidden = base[len(names.WHITEOUT_PREFIX) :]
+    if hidden in (b"", b".", b".."):
+        raise HeaderError("malformed whiteout")
+    return (parent + b"/" + hidden if parent else hidden), WHITEOUT
+
+
+def _apply_record(special: _Special, key: bytes, value: bytes) -> None:
+    if key == b"path" or key == b"linkpath":
+        if b"\0" in value:
+            raise HeaderError(f"PAX {key.decode()} contains NUL")
+        if key == b"path":
+            special.path = value or None
+        else:
+            special.linkname = value or None
+    elif key.startswith(_XATTR):
+        name = key[len(_XATTR) :]
+        if not name or b"\0" in name:
+            raise HeaderError("xattr without a proper name", repr(name[:40])[1:])
+        special.xattrs[name] = value
+    elif key == b"mtime":
+        special.mtime = pax.parse_time("mtime", value) if value else None
+    elif key in (b"size", b"uid", b"gid"):
+        attribute = key.decode()
+        number = pax.parse_integer(attribute, value) if value else None
+        setattr(special, attribute, number)
+    elif key in (b"atime", b"ctime"):
+        return
+    elif key.startswith(b"GNU.sparse."):
+        name = key[len(b"GNU.sparse.") :]
+        if name in (b"offset", b"numbytes"):
+            if (name == b"offset") == bool(len(special.sparse_pairs) % 2):
+                raise HeaderError("sparse map: offset and numbytes do not alternate")
+            special.sparse_pairs.append(value)
+        else:
+            special.sparse[name] = value
+
+
+def _at(index: int, what: str, got: object, want: object = None) -> HeaderError:
+    error = HeaderError(what, got, want)
+    error.index = index  # type: ignore[attr-defined]
+    return error

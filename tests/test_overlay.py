@@ -1,0 +1,129 @@
+"""The merge, by itself, against the slow and obvious model."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from images import write_layer
+from model import Entry, Node, Refused, merge
+from strategies import any_stacks, valid_stacks
+from trees import diff, from_model
+
+from paralayer.changeset import IMPLIED, Entries
+from paralayer.errors import LayerError
+from paralayer.overlay import Overlay
+from paralayer.table import Table, TableWriter
+from paralayer.tar.scanner import Scanner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KINDS = ("file", "hardlink", "symlink", "char", "block", "dir", "fifo")
+
+
+class Scanned:
+    """A layer's tar bytes and its table."""
+
+    def __init__(self, layer: int, entries: Sequence[Entry]) -> None:
+        self.tar = write_layer(entries)
+        fd = os.memfd_create("table")
+        try:
+            writer = TableWriter(fd)
+            scanner = Scanner(writer, layer, f"layer {layer}")
+            scanner.feed(self.tar)
+            scanner.finish()
+            self.table = Table(fd, writer.length)
+        finally:
+            os.close(fd)
+        rows = self.table.rows
+        self.entries = Entries(
+            layer,
+            f"layer {layer}",
+            scanner.orderly,
+            self.table.paths(),
+            rows["kind"].tolist(),
+            rows["parent"].tolist(),
+            rows["target"].tolist(),
+            lambda row: self.table.linkname(rows[row]),
+        )
+
+    def node(self, row: int, group: tuple[bytes, ...]) -> Node:
+        fields = self.table.rows[row]
+        kind = KINDS[fields["kind"]]
+        return Node(
+            kind=kind,  # type: ignore[arg-type]
+            mode=int(fields["mode"]),
+            uid=int(fields["uid"]),
+            gid=int(fields["gid"]),
+            mtime=int(fields["mtime"]),
+            mtime_ns=int(fields["nsec"]),
+            data=self.tar[fields["data"] : fields["data"] + fields["stored"]],
+            linkname=self.table.linkname(fields) if kind == "symlink" else b"",
+            xattrs=self.table.xattrs(fields),
+            major=int(fields["major"]),
+            minor=int(fields["minor"]),
+            group=group,
+        )
+
+
+IMPLIED_NODE = Node("dir", 0o755, 0, 0, 0, 0, b"", b"", {}, 0, 0, ())
+
+
+def merged(stack: Sequence[Sequence[Entry]], order: Sequence[int] | None = None) -> dict[bytes, Node]:
+    """Merge with the engine's overlay, layers indexed in `order`; check what every output relies on."""
+    layers = [Scanned(index, entries) for index, entries in enumerate(stack)]
+    overlay = Overlay(len(layers))
+    where: dict[bytes, tuple[int, int] | None] = {}
+    for index in order if order is not None else range(len(layers)):
+        overlay.add(layers[index].entries)
+        for survivors in overlay.resolve():
+            for position, (path, row) in enumerate(zip(survivors.paths, survivors.rows, strict=True)):
+                assert path not in where, "each path once"
+                parent = path.rpartition(b"/")[0]
+                assert not parent or parent in where, "parents before children"
+                place = survivors.directories[position] if row == IMPLIED else (survivors.layer, row)
+                where[path] = place
+    assert overlay.done
+    links: dict[bytes, list[bytes]] = {}
+    for path, target in overlay.links:
+        assert path not in where, "each path once"
+        assert target in where, "links after targets"
+        links.setdefault(target, [target]).append(path)
+    tree: dict[bytes, Node] = {}
+    for path, place in [*where.items(), (b"", overlay.root)]:
+        group = tuple(sorted(links.get(path, [path])))
+        for name in group:
+            tree[name] = (
+                layers[place[0]].node(place[1], group)
+                if place
+                else replace(IMPLIED_NODE, group=group)
+            )
+    return tree
+
+
+@given(any_stacks(), st.randoms(use_true_random=False))
+def test_merge_equals_applying_the_layers_oldest_first(stack: list[list[Entry]], random: object) -> None:
+    order = list(range(len(stack)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    try:
+        want = from_model(merge(stack))
+    except Refused:
+        with pytest.raises(LayerError):
+            merged(stack, order)
+        return
+    assert diff(merged(stack, order), want) == []
+
+
+@given(valid_stacks())
+def test_survivors_do_not_depend_on_the_order_of_indexing(stack: list[list[Entry]]) -> None:
+    results = [
+        list(merged(stack, order).items())
+        for order in itertools.islice(itertools.permutations(range(len(stack))), 6)
+    ]
+    assert all(result == results[0] for result in results)
