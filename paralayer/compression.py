@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
 from paralayer.errors import LayerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import BinaryIO
 
-    Read = Callable[[int], bytes]
-    """Returns up to that many stored bytes, at least one, or b"" at the end of the blob."""
+Read = Callable[[int], bytes]
+"""Returns up to that many stored bytes, at least one, or b"" at the end of the blob."""
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -39,7 +39,7 @@ MAX_WINDOW = 128 * MIB
 
 _PIECE = 64 * KIB  # most stored bytes handed to a member's codec at once; mostly decoded within one chunk
 _FIRST_PIECE = 2 * KIB  # see `_Members`
-_ENOUGH = 32 * KIB  # shorter outputs are joined: a chunk costs its consumer a system call
+_ENOUGH = 32 * KIB  # below `CHUNK`; shorter outputs are joined: a chunk costs its consumer a system call
 
 _BLOCK = 512
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -154,7 +154,7 @@ class _Source:
         return data
 
     def give_back(self, unused: bytes) -> None:
-        """Put back bytes that were consumed last. A codec may have them from more than one piece."""
+        """Put back bytes that were consumed last, if need be from before the buffer's start."""
         if len(unused) <= self._pos:
             self._pos -= len(unused)
         else:
@@ -449,9 +449,6 @@ class _ZstdFrames:
         return piece
 
     def _follow(self, piece: bytes) -> None:
-        if self._skip >= len(piece):
-            self._skip -= len(piece)
-            return
         data = self._held + piece
         size = len(data)
         pos = self._skip

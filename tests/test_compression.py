@@ -21,7 +21,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paralayer.compression import CHUNK, MAX_WINDOW, READ_SIZE, open_decoder
+from paralayer.compression import CHUNK, MAX_WINDOW, READ_SIZE, _Source, open_decoder
 from paralayer.errors import LayerError
 
 if TYPE_CHECKING:
@@ -175,6 +175,11 @@ GOOD: dict[str, tuple[str, bytes, bytes]] = {
     ),
     "gzip: two members": ("gzip", gzip_member(TEXT) + gzip_member(NOISE), TEXT + NOISE),
     "gzip: many tiny members": ("gzip", gzip_member(TEXT[:40]) * NOT_FEW, TEXT[:40] * NOT_FEW),
+    "gzip: a short member, then a long one": (
+        "gzip",
+        gzip_member(TEXT) + gzip_member(bytes(2 * CHUNK)),
+        TEXT + bytes(2 * CHUNK),
+    ),
     "gzip: text flag": ("gzip", gzip_member(TEXT, gzip_header(flags=1)), TEXT),
     "gzip: header checksum": ("gzip", gzip_member(TEXT, gzip_header(flags=2)) * 2, TEXT * 2),
     "gzip: largest extra field": ("gzip", gzip_member(TEXT, gzip_header(flags=4, extra=NOISE[:65535])), TEXT),
@@ -504,6 +509,15 @@ def test_bomb_is_decoded_in_small_chunks(codec: str) -> None:
 def test_zstd_bomb_is_decoded_whole() -> None:
     decoder = open_decoder(io.BytesIO(bomb("zstd")).read, OCI, "layer 3")
     assert sum(iter(lambda: len(decoder.read()), 0)) == 1 << 30
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_unused_bytes_of_several_pieces_go_back(count: int) -> None:
+    source = _Source(pieces([b"abc", b"def"]), "layer 3")
+    taken = bytes(source.piece(3)) + bytes(source.piece(2))
+    source.give_back(taken[len(taken) - count :])
+    assert source.take(count + 1) == b"abcdef"[5 - count :]
+    assert source.peek(1) == b""
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ MEMBERS: dict[str, tuple[list[bytes], str, bytes | None]] = {
         "c",
         b"1",
     ),
+    "leading slash": ([member("/a", b"1")], "a", b"1"),
+    "hard link with a leading slash": ([member("a", b"1"), member("b", kind=b"1", linkname="/a")], "b", b"1"),
     "link to nothing": ([member("b", kind=b"2", linkname="a")], "b", None),
     "type NUL": ([member("a", b"1", b"\0")], "a", b"1"),
     "contiguous file": ([member("a", b"1", b"7")], "a", b"1"),
@@ -174,6 +176,7 @@ UNUSABLE: dict[str, tuple[list[bytes], str]] = {
         [member("a", kind=b"2", linkname="/etc/passwd")],
         "a is a link out of the archive: got /etc/",
     ),
+    "link to the parent": ([member("a", kind=b"2", linkname="..")], "a is a link out of the archive: got .."),
     "hard link out": ([member("a", kind=b"1", linkname="../a")], "a is a link out of the archive"),
 }
 

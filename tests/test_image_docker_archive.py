@@ -157,6 +157,9 @@ def test_error_lists_the_images_there_are(saved: Layout) -> None:
         open_image(saved.path)
     with pytest.raises(ImageError, match="no image c: got a:1, b:1, @1"):
         open_image(f"{saved.path}:c")
+    saved.file("manifest.json", [{**item, "RepoTags": ["a:1"]} for item in items])
+    with pytest.raises(ImageError, match="several images: got @0, @1, want one of them named"):
+        open_image(f"{saved.path}:a:1")
 
 
 def test_foreign_image_is_taken_with_a_warning_unless_a_platform_is_asked_for(saved: Layout) -> None:

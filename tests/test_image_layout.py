@@ -25,6 +25,7 @@ from layouts import (
 
 from paralayer.errors import DigestError, ImageError, MediaTypeError
 from paralayer.image import Blob, Platform, open_image
+from paralayer.image.source import open_file, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,6 +158,16 @@ def test_error_lists_the_names_there_are(layout: Layout) -> None:
         open_image(path)
     with pytest.raises(ImageError, match=r"no image three: got one, two"):
         open_image(f"{path}:three")
+
+
+def test_one_tag_of_two_repositories_wants_a_choice(layout: Layout) -> None:
+    names = {"docker.io/library/x:1": HOST, "docker.io/library/y:1": FOREIGN}
+    images = [named(layout.image([b"x"], platform), "1") for platform in names.values()]
+    path = layout.finish(*(named(i, n, CONTAINERD_NAME) for i, n in zip(images, names, strict=True)))
+    for source in (path, f"{path}:1"):
+        with pytest.raises(ImageError, match=", ".join(names)):
+            open_image(source)
+    assert str(open_image(f"{path}:y:1").platform) == FOREIGN
 
 
 def test_two_tags_of_one_image_want_a_choice_as_with_skopeo(layout: Layout) -> None:
@@ -541,6 +552,18 @@ def test_what_is_no_file_is_refused_and_blocks_nobody(layout: Layout, name: str,
     NO_FILES[kind](target)
     with pytest.raises(ImageError, match=kind):
         open_image(path)
+
+
+def test_file_that_turned_into_a_fifo_blocks_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ImageError, match="got a FIFO, want a regular file"):
+        open_file(str(tmp_path / "fifo"))
+
+
+def test_file_that_shrank_is_refused(layout: Layout) -> None:
+    path = layout.file("document", b"{}")
+    with pytest.raises(ImageError, match="document: file shrank while it was read: got 2 bytes, want 3"):
+        read_document(Blob(path, 0, 3), "document")
 
 
 def test_huge_document_is_refused_unread(layout: Layout) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from images import write_image
+from images import build_with_buildah, build_with_umoci, read_layers, write_image
 from model import (
     IMPLIED,
     Entry,
@@ -24,7 +24,7 @@ from model import (
     symlink,
     whiteout,
 )
-from trees import NOT_ON_DISK, diff, from_model, umoci_unpack
+from trees import NOT_ON_DISK, diff, from_model, overlay_tree, parse_layer, umoci_unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,6 +216,10 @@ MERGED: dict[str, tuple[list[list[Entry]], list[Entry]]] = {
     "a directory made again and whited out last": (
         [[directory(b"d", 0o700), file(b"d/old")], [directory(b"d"), file(b"d/new"), whiteout(b"d")]],
         [directory(b"d"), file(b"d/new")],
+    ),
+    "a directory's entry, then its whiteout": (
+        [[directory(b"d", 0o700), file(b"d/old")], [directory(b"d", 0o711), whiteout(b"d")]],
+        [directory(b"d", 0o711)],
     ),
     "a directory whited out first and implied again": (
         [[directory(b"d", 0o700), file(b"d/old")], [whiteout(b"d"), file(b"d/new")]],
@@ -458,3 +462,25 @@ def test_umoci_unpacks_the_same(title: str, tmp_path: Path) -> None:
     layout = write_image(os.path.join(tmp_path, "image"), layers)
     got = umoci_unpack(layout, os.path.join(tmp_path, "bundle"))
     assert diff(got, tree_of(want), ignore={*NOT_ON_DISK, "dir.mtime", "dir.mtime_ns"}) == []
+
+
+TIMES = {"mtime", "mtime_ns"}
+
+
+@pytest.mark.requires("umoci", "root")
+def test_umoci_image_merges_to_what_it_was_built_from(tmp_path: Path) -> None:
+    image = build_with_umoci(os.path.join(tmp_path, "image"), str(tmp_path))
+    got = from_model(merge([parse_layer(tar) for tar in read_layers(image.layout)]))
+    assert diff(got, image.want, ignore=TIMES) == []
+    unpacked = umoci_unpack(image.layout, os.path.join(tmp_path, "bundle"))
+    assert diff(got, unpacked, ignore=NOT_ON_DISK) == []
+
+
+@pytest.mark.requires("buildah", "root", "overlay", "tar")
+def test_buildah_image_merges_to_what_it_was_built_from(tmp_path: Path) -> None:
+    image = build_with_buildah(os.path.join(tmp_path, "image"), str(tmp_path))
+    layers = read_layers(image.layout)
+    got = from_model(merge([parse_layer(tar) for tar in layers]))
+    assert diff(got, image.want, ignore=TIMES) == []
+    mounted = overlay_tree(layers, os.path.join(tmp_path, "overlay"))
+    assert diff(got, mounted, ignore=NOT_ON_DISK) == []

@@ -11,7 +11,7 @@ from paralayer.errors import ImageError
 from paralayer.image import docker_archive, layout
 from paralayer.image.archive import Archive
 from paralayer.image.descriptor import shown
-from paralayer.image.source import Directory, io_errors
+from paralayer.image.source import Directory, check_regular, io_errors
 
 if TYPE_CHECKING:
     from paralayer.image.descriptor import Platform
@@ -79,8 +79,10 @@ def _open_source(path: str, given: str) -> tuple[Source, bool]:
         wanted = ", ".join(f"{known}:" for known in _TRANSPORTS)
         raise ImageError(shown(given), f"cannot read from {transport}:", want=f"{wanted} or a path")
     with io_errors(shown(path)):
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            return Directory(path, confined=False), True
+        status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        return Directory(path, confined=False), True
+    check_regular(status, shown(path))
     return Archive(path), False
 
 

@@ -90,20 +90,19 @@ class Directory:
                 status = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        _check_regular(status, shown(path))
+        check_regular(status, shown(path))
         return Blob(path, 0, status.st_size)
 
 
 def open_file(path: str) -> int:
     """Return a descriptor of the regular file at `path`, open for reading; the caller closes it.
 
-    Anything else is an `ImageError`. Never blocks: the kind is looked at first, and once more after opening.
+    Anything else is an `ImageError`, also if it took the place of a file that was looked at before. Never blocks.
     """
     with io_errors(shown(path)):
-        _check_regular(os.stat(path), shown(path))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            _check_regular(os.fstat(fd), shown(path))
+            check_regular(os.fstat(fd), shown(path))
         except BaseException:
             os.close(fd)
             raise
@@ -151,6 +150,7 @@ def io_errors(where: str) -> Iterator[None]:
         raise ImageError(where, os.strerror(error.errno) if error.errno else str(error)) from error
 
 
-def _check_regular(status: os.stat_result, where: str) -> None:
+def check_regular(status: os.stat_result, where: str) -> None:
+    """Refuse anything but a regular file; to be asked before opening, which can have effects on devices."""
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(where, "file type", _KINDS.get(stat.S_IFMT(status.st_mode)), "a regular file")

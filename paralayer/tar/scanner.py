@@ -84,7 +84,7 @@ class Scanner:
     """Scans one layer into `table`; raises LayerError, which names the entry."""
 
     def __init__(self, table: TableWriter, layer: int, where: str) -> None:
-        self._table = table
+        self.table = table
         self._layer = layer
         self._where = where
         self.position = 0  # bytes fed
@@ -435,8 +435,8 @@ class Scanner:
         parents: list[int] = []
         kept: list[int] = []
         extras: list[bytes] = []
-        extra_at = self._table.length.extra
-        first = self._table.length.rows
+        extra_at = self.table.length.extra
+        first = self.table.length.rows
         for index, raw in enumerate(raw_names):
             special = specials.get(index)
             name = raw
@@ -472,10 +472,10 @@ class Scanner:
         rows["parent"] = parents
         lengths = np.fromiter(map(len, paths), np.int64, len(paths))
         if len(paths):
-            rows["name"] = self._table.length.names + np.concatenate(([0], np.cumsum(lengths[:-1] + 1)))
-        self._table.append(rows, b"".join(path + b"\0" for path in paths), b"".join(extras))
+            rows["name"] = self.table.length.names + np.concatenate(([0], np.cumsum(lengths[:-1] + 1)))
+        self.table.append(rows, b"".join(path + b"\0" for path in paths), b"".join(extras))
         if self.orderly:
-            self.orderly_rows = self._table.length.rows
+            self.orderly_rows = self.table.length.rows
 
     def _prove(self, path: bytes, kind: int, row: int, rows: np.ndarray[tuple[int, ...], np.dtype[np.void]], index: int) -> int:
         """Return the parent of a row of an orderly layer; end the orderly rows when it is none."""

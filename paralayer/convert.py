@@ -1,0 +1,278 @@
+"""One image to one output: image → engine → merge → sink."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from paralayer.errors import SinkError
+from paralayer.image import Image, Platform, open_image
+
+if TYPE_CHECKING:
+    from paralayer.engine.jobs import Event
+    from paralayer.sinks.directory import DirectorySink
+    from paralayer.sinks.tar import TarSink
+
+Format = Literal["tar", "directory"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What to make of an image, and where.
+
+    Use the constructors that name the format. `force` replaces an existing output, at the end and at once. `mtime`,
+    in seconds since the epoch, is the latest modification time that anything in the output may have: later ones
+    become it.
+    """
+
+    format: Format
+    path: str | None
+    force: bool = False
+    mtime: int | None = None
+
+    @classmethod
+    def tar(
+        cls, path: str | os.PathLike[str] | None, *, force: bool = False, mtime: int | None = None
+    ) -> ImageSpec:
+        """Describe a flat tar archive; None writes it to standard output."""
+        return cls("tar", None if path is None else os.fspath(path), force, mtime)
+
+    @classmethod
+    def directory(
+        cls, path: str | os.PathLike[str], *, force: bool = False, mtime: int | None = None
+    ) -> ImageSpec:
+        """Describe a directory with the tree itself."""
+        return cls("directory", os.fspath(path), force, mtime)
+
+
+@dataclass(frozen=True, slots=True)
+class PackerProgress:
+    """An event of a conversion.
+
+    Of each layer come in this order: one `started`, any number of `bytes`, one `indexed` (decoded, checked and its
+    entries known), any number of `bytes` (it is read a second time), one `finished` (the output has of it whatever
+    survives). Layers overlap. `read` of the blob's `size` bytes are used, `decoded` bytes came out.
+    """
+
+    event: Literal["started", "bytes", "indexed", "finished"]
+    layer: int
+    read: int
+    size: int
+    decoded: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """What was done. Sizes are in bytes, times in seconds."""
+
+    image: str
+    output: str
+    format: Format
+    layers: int
+    entries: int
+    """Entries of all layers, whiteouts included."""
+    survivors: int
+    bytes_read: int
+    """Stored bytes of all layers."""
+    bytes_decoded: int
+    bytes_written: int
+    second_readings: int
+    """Layers that were decoded twice to stay within the memory."""
+    jobs: int
+    memory: int
+    peak_memory: int
+    """Most that all processes were seen to have, decoded layers included; sampled."""
+    seconds: dict[str, float]
+    """By phase: `open` the image, `decode` until every layer is indexed, `write` the rest, `commit`; and `total`."""
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for JSON."""
+        return asdict(self)
+
+
+def convert(
+    image: str | Image,
+    spec: ImageSpec,
+    *,
+    jobs: int | None = None,
+    memory: int | None = None,
+    platform: str | Platform | None = None,
+    check: bool = True,
+    check_diff_ids: bool = False,
+    progress: Callable[[PackerProgress], None] | None = None,
+) -> ConversionResult:
+    """Convert an image.
+
+    `image` is what `open_image` takes, or returned. `jobs` is how many layers are decoded, or parts of the output
+    written, at the same time; default: the processors that this process may use. `memory` bounds the decoded bytes
+    that are kept (default: a quarter of what is available); neither changes the output. `check` compares the digest
+    of every blob with what is read of it, `check_diff_ids` also the decoded streams. `progress` is called in this
+    thread.
+
+    The output appears under its name when it is complete; on any error nothing does, and what was there stays.
+    Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
+    """
+    # Imports of what loads numpy are here: a program that only wants to know our names should not wait for it.
+    from paralayer.engine.conversion import Conversion
+    from paralayer.engine.memory import Budget, Peak, default_budget
+    from paralayer.engine.plan import processes, usable_cpus
+    from paralayer.engine.pool import Pool
+    from paralayer.engine.serial import Executor, Serial
+    from paralayer.survivors import Rules
+
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: got {jobs}, want 1 or more")
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory: got {memory}, want 1 or more bytes")
+    clock = _Clock()
+    if isinstance(image, str):
+        if isinstance(platform, str):
+            platform = Platform.parse(platform)
+        image = open_image(image, platform=platform, check=check)
+    clock.lap("open")
+    jobs = jobs or usable_cpus()
+    memory = memory or default_budget()
+    sizes = [layer.blob.size for layer in image.layers]
+    workers = processes(jobs, sizes)
+    budget = Budget(memory, max(1, workers))
+    rules = Rules(newest=spec.mtime)
+    with ExitStack() as stack:
+        sink = _open_sink(spec)
+        stack.callback(sink.close)
+        stack.callback(sink.abort)
+        executor: Executor = stack.enter_context(Pool(workers) if workers else Serial())
+        peak = Peak(executor.pids(), budget)
+        reporter = _Reporter(sizes, progress)
+
+        def observe(event: Event) -> None:
+            peak.sample()
+            reporter.observe(event)
+            if reporter.indexed == len(sizes):
+                clock.lap("decode", once=True)
+
+        conversion = Conversion(
+            image.layers,
+            sink,
+            executor,
+            budget,
+            rules,
+            jobs=jobs,
+            check=check,
+            check_diff_ids=check_diff_ids,
+            observe=observe,
+            finished=reporter.finished,
+        )
+        counts = conversion.run()
+        peak.sample()
+        clock.lap("write")
+        sink.commit()
+        clock.lap("commit")
+        lost = rules.dropped + sink.lost
+        return ConversionResult(
+            image=image.reference,
+            output=spec.path or "-",
+            format=spec.format,
+            layers=len(image.layers),
+            entries=counts.entries,
+            survivors=counts.survivors,
+            bytes_read=sum(sizes),
+            bytes_decoded=counts.decoded,
+            bytes_written=sink.written,
+            second_readings=counts.second_readings,
+            jobs=jobs,
+            memory=memory,
+            peak_memory=peak.bytes,
+            seconds=clock.seconds(),
+            warnings=image.warnings + tuple(f"left out: {what}: {count}" for what, count in sorted(lost.items())),
+        )
+
+
+def convert_tar(image: str | Image, path: str | os.PathLike[str] | None, **options: Any) -> ConversionResult:
+    """Convert an image to a flat tar archive; `options` are those of `ImageSpec.tar` and of `convert`."""
+    return _convert_as(ImageSpec.tar(path), image, options)
+
+
+def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any) -> ConversionResult:
+    """Convert an image to a directory; `options` are those of `ImageSpec.directory` and of `convert`."""
+    return _convert_as(ImageSpec.directory(path), image, options)
+
+
+def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) -> ConversionResult:
+    own = {key: options.pop(key) for key in ("force", "mtime") if key in options}
+    return convert(image, replace(spec, **own), **options)
+
+
+def _open_sink(spec: ImageSpec) -> TarSink | DirectorySink:
+    from paralayer.sinks.directory import DirectorySink
+    from paralayer.sinks.tar import TarSink
+
+    try:
+        if spec.format == "tar":
+            return TarSink(spec.path, replace=spec.force)
+        if spec.path is None:
+            raise ValueError("a directory needs a path")
+        return DirectorySink(spec.path, replace=spec.force)
+    except OSError as error:
+        raise SinkError(spec.path or "standard output", error.strerror or "cannot be written") from None
+
+
+class _Clock:
+    """Seconds per phase."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str, *, once: bool = False) -> None:
+        """End a phase."""
+        if once and phase in self._seconds:
+            return
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return what was measured, rounded to milliseconds."""
+        total = {"total": time.perf_counter() - self._start}
+        return {phase: round(seconds, 3) for phase, seconds in (self._seconds | total).items()}
+
+
+class _Reporter:
+    """Turns the engine's events into those of the interface."""
+
+    def __init__(self, sizes: list[int], progress: Callable[[PackerProgress], None] | None) -> None:
+        self.indexed = 0
+        self._sizes = sizes
+        self._progress = progress
+        self._last: dict[int, PackerProgress] = {}
+
+    def observe(self, event: Event) -> None:
+        """Report an event of a decode job."""
+        from paralayer.engine.jobs import Finished, Indexed
+
+        assert not isinstance(event, Finished)
+        is_indexed = isinstance(event, Indexed)
+        self.indexed += is_indexed
+        if self._progress is None:
+            return
+        if event.layer not in self._last:
+            self._report("started", event.layer, 0, 0)
+        self._report("indexed" if is_indexed else "bytes", event.layer, event.read, event.decoded)
+
+    def finished(self, layer: int) -> None:
+        """Report that the output has what it needs of a layer."""
+        if self._progress is not None:
+            last = self._last[layer]
+            self._report("finished", layer, last.size, last.decoded)
+
+    def _report(
+        self, event: Literal["started", "bytes", "indexed", "finished"], layer: int, read: int, decoded: int
+    ) -> None:
+        assert self._progress is not None
+        self._last[layer] = PackerProgress(event, layer, read, self._sizes[layer], decoded)
+        self._progress(self._last[layer])

@@ -1,0 +1,349 @@
+"""One conversion: jobs out, events in, survivors to the sink.
+
+Layers are decoded and indexed by jobs; each table goes to the overlay as it comes, and the survivors of every layer
+that is resolved by then go to the sink in output order. Their data is taken from the layer's stream, which is
+released behind it. The rules of memory:
+
+- A layer that finds no room drops what it has and goes on indexing only. When it is resolved, and something of it
+  survives, it is read a second time.
+- The second reading goes through a small window: its bytes are taken as they come and released at once, so it always
+  has room and never waits for another layer. (A sink that is ordered takes one layer at a time; only the one whose
+  turn it is, is read again.)
+
+Nothing of this changes the output, only when its bytes are written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from paralayer.changeset import Entries
+from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted, Progress
+from paralayer.engine.memory import Budget, LayerStream
+from paralayer.engine.plan import next_layer
+from paralayer.overlay import Overlay, Survivors
+from paralayer.survivors import Rules, gather, gather_root
+from paralayer.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from paralayer.engine.serial import Executor
+    from paralayer.image import Layer
+    from paralayer.sinks.sink import Placed, Sink, SinkJob
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a conversion did; bytes."""
+
+    entries: int = 0
+    survivors: int = 0
+    decoded: int = 0
+    second_readings: int = 0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is known of a layer, and where its decoded bytes are."""
+
+    layer: Layer
+    where: str
+    stream: LayerStream | None = None
+    table_fd: int | None = None
+    worker: int | None = None  # that decodes it now
+    again: bool = False  # a second reading, through a window
+    identity: tuple[int, ...] | None = None
+    placed: list[Placed] = field(default_factory=list)  # batches whose data is not taken yet
+    jobs: list[SinkJob] = field(default_factory=list)  # of the sink, not finished
+    resolved: bool = False
+    finished: bool = False
+
+
+class Conversion:
+    """Converts `layers` (oldest first) into `sink`. `check` is of blob digests, `check_diff_ids` of decoded streams."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        sink: Sink,
+        executor: Executor,
+        budget: Budget,
+        rules: Rules,
+        *,
+        jobs: int,
+        check: bool = True,
+        check_diff_ids: bool = False,
+        observe: Callable[[Event], None] = lambda event: None,
+        finished: Callable[[int], None] = lambda layer: None,
+    ) -> None:
+        self.counts = Counts()
+        self._sink = sink
+        self._executor = executor
+        self._budget = budget
+        self._rules = rules
+        self._jobs = jobs
+        self._check = check
+        self._check_diff_ids = check_diff_ids
+        self._observe = observe
+        self._finished = finished
+        self._overlay = Overlay(len(layers))
+        self._tables: list[Table | None] = [None] * len(layers)
+        self._readings = [_Reading(layer, f"layer {layer.index} ({_short(layer)})") for layer in layers]
+        self._waiting = [layer.index for layer in layers]
+        self._sizes = [layer.blob.size for layer in layers]
+        self._decoding: dict[int, _Reading] = {}  # by worker
+        self._blocked: dict[int, _Reading] = {}  # by worker: waits for memory
+        self._held: list[Survivors] = []  # until the root is known
+        self._rooted = False
+        self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
+        self._packs: deque[tuple[_Reading, SinkJob]] = deque()
+        self._packing: dict[int, tuple[_Reading, SinkJob]] = {}  # by worker
+
+    def run(self) -> Counts:
+        """Do it; the sink is complete but for its commit."""
+        try:
+            self._resolve()
+            while True:
+                self._schedule()
+                if not self._decoding and not self._packing:
+                    break
+                worker, event = self._executor.wait()
+                self._handle(worker, event)
+        finally:
+            for reading in self._readings:
+                self._close_stream(reading)
+                if reading.table_fd is not None:
+                    os.close(reading.table_fd)
+                    reading.table_fd = None
+        assert self._overlay.done
+        assert not any(reading.placed for reading in self._readings)
+        self.counts.survivors += len(self._overlay.links)
+        self._sink.links(self._overlay.links)
+        return self.counts
+
+    # Jobs out
+
+    def _schedule(self) -> None:
+        for worker in sorted(self._executor.idle):
+            if self._packs:
+                reading, job = self._packs.popleft()
+                self._packing[worker] = reading, job
+                self._executor.submit(worker, job.job, self._fds(reading, job))
+            elif self._waiting:
+                layer = next_layer(self._waiting, self._sizes, self._jobs)
+                self._waiting.remove(layer)
+                self._read(worker, self._readings[layer])
+            elif (dropped := self._next_dropped()) is not None:
+                self._read_again(worker, dropped)
+            else:
+                break
+
+    def _fds(self, reading: _Reading, job: SinkJob) -> list[int]:
+        # A job that comes without a stream needs none; any descriptor stands for it.
+        return [*job.fds, reading.stream.fd if reading.stream is not None else job.fds[0]]
+
+    def _pack_here(self, reading: _Reading) -> None:
+        """Do the jobs that a layer's decoder waits for: there may be no worker that does not wait itself."""
+        mine = [job for other, job in self._packs if other is reading]
+        self._packs = deque(pack for pack in self._packs if pack[0] is not reading)
+        for job in mine:
+            for event in job.job.run(self._fds(reading, job)):
+                assert isinstance(event, Finished)
+                self._pack_finished(reading, job, event)
+
+    def _pack_finished(self, reading: _Reading, job: SinkJob, event: Finished) -> None:
+        reading.jobs.remove(job)
+        self._sink.finished(job, event.result)
+        self._release(reading)
+
+    def _read(self, worker: int, reading: _Reading) -> None:
+        layer = reading.layer
+        reading.stream = LayerStream(layer.index)
+        reading.table_fd = os.memfd_create(f"table-{layer.index}", os.MFD_CLOEXEC)
+        self._budget.grant(reading.stream, essential=False)
+        check_diff_id = self._check_diff_ids or (self._check and layer.digest is None)
+        job = Decode(
+            layer.index,
+            reading.where,
+            layer.media_type,
+            layer.blob,
+            reading.stream.granted,
+            digest=layer.digest if self._check else None,
+            diff_id=layer.diff_id if check_diff_id else None,
+        )
+        self._start(worker, reading, job, [reading.table_fd, reading.stream.fd])
+
+    def _read_again(self, worker: int, reading: _Reading) -> None:
+        layer = reading.layer
+        self.counts.second_readings += 1
+        reading.again = True
+        reading.stream = LayerStream(layer.index)
+        self._budget.grant(reading.stream, essential=True)
+        job = Decode(
+            layer.index,
+            reading.where,
+            layer.media_type,
+            layer.blob,
+            reading.stream.granted,
+            identity=reading.identity,
+            until=max(placed.until for placed in self._takers(reading)),
+        )
+        self._start(worker, reading, job, [reading.stream.fd])
+
+    def _start(self, worker: int, reading: _Reading, job: Decode, fds: Sequence[int]) -> None:
+        reading.worker = worker
+        self._decoding[worker] = reading
+        self._executor.submit(worker, job, fds)
+
+    def _next_dropped(self) -> _Reading | None:
+        """Return the next layer that must be read again, and can be."""
+        for reading in reversed(self._readings):
+            if reading.stream is None and reading.worker is None and self._takers(reading):
+                return reading
+        return None
+
+    # Events in
+
+    def _handle(self, worker: int, event: Event) -> None:
+        if worker in self._packing:
+            reading, job = self._packing.pop(worker)
+            assert isinstance(event, Finished)
+            self._pack_finished(reading, job, event)
+            return
+        reading = self._decoding[worker]
+        if isinstance(event, Finished):
+            del self._decoding[worker]
+            reading.worker = None
+            self._release(reading)
+            return
+        if reading.stream is not None:
+            reading.stream.decoded = event.decoded
+        self._observe(event)
+        if isinstance(event, Indexed):
+            self._index(reading, event)
+        elif isinstance(event, MemoryWanted):
+            self._take(reading)
+            self._answer(worker, reading)
+        elif reading.again:
+            self._take(reading)
+
+    def _answer(self, worker: int, reading: _Reading) -> None:
+        stream = reading.stream
+        assert stream is not None
+        if self._budget.grant(stream, essential=reading.again):
+            self._executor.answer(worker, stream.granted)
+        elif reading.again:
+            self._blocked[worker] = reading
+            self._pack_here(reading)
+        else:
+            self._close_stream(reading)
+            self._executor.answer(worker, None)
+
+    def _index(self, reading: _Reading, event: Indexed) -> None:
+        index = reading.layer.index
+        assert reading.table_fd is not None
+        table = self._tables[index] = Table(reading.table_fd, event.length)
+        os.close(reading.table_fd)
+        reading.table_fd = None
+        reading.identity = event.identity
+        rows = table.rows
+        self.counts.entries += len(rows)
+        self.counts.decoded += event.decoded
+        self._overlay.add(
+            Entries(
+                index,
+                reading.where,
+                event.orderly,
+                table.paths(),
+                rows["kind"].tolist(),
+                rows["parent"].tolist(),
+                rows["target"].tolist(),
+                lambda row: table.linkname(rows[row]),
+            )
+        )
+        self._resolve()
+
+    # Survivors to the sink
+
+    def _resolve(self) -> None:
+        self._held.extend(self._overlay.resolve())
+        if not self._rooted:
+            if self._overlay.root is None and not self._overlay.done:
+                return
+            self._rooted = True
+            root = self._overlay.root
+            self._sink.root(gather_root(root, self._tables, self._rules), explicit=root is not None)
+        touched = []
+        for survivors in self._held:
+            reading = self._readings[survivors.layer]
+            reading.resolved = True
+            touched.append(reading)
+            if survivors.paths:
+                self.counts.survivors += len(survivors.paths)
+                placed = self._sink.place(gather(survivors, self._tables, self._rules))
+                reading.placed.append(placed)
+                self._order.append(placed)
+        self._held.clear()
+        for reading in touched:
+            self._take(reading)
+
+    def _takers(self, reading: _Reading) -> list[Placed]:
+        """Return the batches of a layer whose data can be taken now."""
+        if self._sink.ordered:
+            return [self._order[0]] if self._order and self._order[0] in reading.placed else []
+        return reading.placed
+
+    def _take(self, reading: _Reading) -> None:
+        """Let the sink take what is there of a layer's data."""
+        while True:
+            again = False
+            for placed in list(self._takers(reading)):
+                stream = reading.stream
+                if placed.needs is not None and stream is None:
+                    continue
+                fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
+                for job in self._sink.take(placed, fd, upto):
+                    reading.jobs.append(job)
+                    self._packs.append((reading, job))
+                if placed.needs is None:
+                    reading.placed.remove(placed)
+                    self._order.remove(placed)
+                    again = self._sink.ordered
+            self._release(reading)
+            if not again or not self._order:
+                return
+            reading = self._readings[self._order[0].layer]
+
+    def _release(self, reading: _Reading) -> None:
+        """Free what nobody needs any more of a layer's decoded bytes."""
+        stream = reading.stream
+        if reading.resolved and not (reading.finished or reading.worker is not None or reading.placed or reading.jobs):
+            reading.finished = True
+            self._finished(reading.layer.index)
+        if stream is None or not reading.resolved:
+            return
+        waiting = self._takers(reading) if reading.again else reading.placed
+        if reading.worker is None and not reading.jobs and (reading.again or not waiting):
+            self._close_stream(reading)
+        else:
+            bounds = [placed.needs for placed in waiting if placed.needs is not None]
+            bounds += [job.begin for job in reading.jobs]
+            self._budget.free(stream.release(min([*bounds, stream.decoded])))
+        for worker, blocked in list(self._blocked.items()):
+            assert blocked.stream is not None
+            if self._budget.grant(blocked.stream, essential=True):
+                del self._blocked[worker]
+                self._executor.answer(worker, blocked.stream.granted)
+
+    def _close_stream(self, reading: _Reading) -> None:
+        if reading.stream is not None:
+            self._budget.free(reading.stream.close())
+            reading.stream = None
+
+
+def _short(layer: Layer) -> str:
+    return f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}" if layer.digest else layer.media_type

@@ -1,0 +1,194 @@
+"""What a worker is given: the protocol of jobs, and the decode job.
+
+A job is a frozen value that crosses to another process, with file descriptors beside it. `run` is a generator: it
+yields events and is sent an answer to each `MemoryWanted`. The same generator runs in a worker process and in this
+one; nothing else does the work of a job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paralayer.compression import open_decoder
+from paralayer.errors import DigestError, ImageError
+from paralayer.image import Blob, Digest
+from paralayer.table import Length, TableWriter
+from paralayer.tar.scanner import Scanner
+
+ANNOUNCE = 4 << 20
+"""Decoded bytes between two announcements of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`decoded` bytes of a layer are there, `read` of its blob have been used."""
+
+    layer: int
+    decoded: int
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryWanted(Progress):
+    """The grant is used up. The answer is the new grant in bytes from the start of the stream, or None: drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed(Progress):
+    """A layer is decoded, checked and indexed: `length` of its table is published."""
+
+    length: Length
+    orderly: bool
+    compression: str
+    identity: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job has come to its end; `result` is whatever the job's sink makes of it."""
+
+    result: Any = None
+
+
+Event = Progress | Finished
+Run = Generator[Event, int | None, None]
+
+
+class Job(Protocol):
+    """Something that a worker does."""
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """Do it. The descriptors stay the caller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode a layer into its memfd, as far as that is granted, and index it.
+
+    Descriptors: of the table, unless this is the second reading, and of the stream. The second reading neither
+    checks nor indexes again: it makes sure that the file is the one that was checked, and ends at `until`.
+    """
+
+    layer: int
+    where: str
+    media_type: str
+    blob: Blob
+    granted: int
+    digest: Digest | None = None  # to be checked
+    diff_id: Digest | None = None  # to be checked
+    identity: tuple[int, ...] | None = None  # second reading: of the file
+    until: int | None = None
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`."""
+        *table_fds, stream_fd = fds
+        granted: int | None = self.granted
+        blob = BlobReader(self.blob, self.where, self.digest)
+        try:
+            if self.identity is not None and self.identity != blob.identity:
+                raise ImageError(self.where, f"{self.blob.path} was changed while it was converted")
+            diff_id = self.diff_id.hasher() if self.diff_id else None
+            scanner = Scanner(TableWriter(table_fds[0]), self.layer, self.where) if table_fds else None
+            table = scanner.table if scanner else None
+            decoder = open_decoder(blob.read, self.media_type, self.where)
+            decoded = announced = 0
+            while chunk := decoder.read():
+                if scanner is not None:
+                    scanner.feed(chunk)
+                if diff_id is not None:
+                    diff_id.update(chunk)
+                if granted is not None:
+                    view = memoryview(chunk)
+                    while granted is not None and decoded + len(view) > granted:
+                        room = max(0, granted - decoded)
+                        _pwrite(stream_fd, view[:room], decoded)
+                        decoded += room
+                        view = view[room:]
+                        granted = yield MemoryWanted(self.layer, decoded, blob.position)
+                        announced = decoded
+                    if granted is not None:
+                        _pwrite(stream_fd, view, decoded)
+                    decoded += len(view)
+                else:
+                    decoded += len(chunk)
+                if decoded - announced >= ANNOUNCE:
+                    announced = decoded
+                    yield Progress(self.layer, decoded, blob.position)
+                if self.until is not None and decoded >= self.until:
+                    break
+            if scanner is None or table is None:
+                yield Progress(self.layer, decoded, blob.position)
+                return
+            scanner.finish()
+            blob.check()
+            if diff_id is not None and diff_id.hexdigest() != self.diff_id.encoded:  # type: ignore[union-attr]
+                raise DigestError(
+                    self.where, "diff_id of the decoded layer", f"{diff_id.name}:{diff_id.hexdigest()}", self.diff_id
+                )
+            yield Indexed(
+                self.layer,
+                decoded,
+                blob.position,
+                table.length,
+                scanner.orderly,
+                decoder.compression,
+                blob.identity,
+            )
+        finally:
+            blob.close()
+
+
+class BlobReader:
+    """A blob as stored, read forward once; with a digest, hashed on the way."""
+
+    def __init__(self, blob: Blob, where: str, digest: Digest | None) -> None:
+        self._blob = blob
+        self._where = where
+        self._digest = digest
+        self._hash = digest.hasher() if digest else None
+        self.position = 0
+        try:
+            self._fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(where, f"{blob.path}: {error.strerror}") from None
+        stat = os.fstat(self._fd)
+        self.identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, none at the end of the blob."""
+        size = min(size, self._blob.size - self.position)
+        if not size:
+            return b""
+        try:
+            data = os.pread(self._fd, size, self._blob.offset + self.position)
+        except OSError as error:
+            raise ImageError(self._where, f"{self._blob.path}: {error.strerror}") from None
+        if not data:
+            raise ImageError(
+                self._where, f"{self._blob.path} was cut while it was read", self.position, self._blob.size
+            )
+        self.position += len(data)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    def check(self) -> None:
+        """Compare what was read, which is all of it, with the digest."""
+        assert self.position == self._blob.size
+        if self._hash is not None and self._digest is not None and self._hash.hexdigest() != self._digest.encoded:
+            got = f"{self._digest.algorithm}:{self._hash.hexdigest()}"
+            raise DigestError(self._where, "digest of the blob", got, self._digest)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data = data[written:]
+        offset += written

@@ -1,0 +1,40 @@
+"""What is decided before the work: how many jobs, and which layer is decoded when. Pure, but for `usable_cpus`."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SMALL_IMAGE = 8 << 20
+"""Compressed bytes below which worker processes cost more than they bring: starting them takes as long as
+decoding this much."""
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use: its affinity and its cgroup's quota, not the machine's."""
+    from paralayer.engine.memory import cgroup_cpus
+
+    cpus = len(os.sched_getaffinity(0))
+    quota = cgroup_cpus()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def processes(jobs: int, sizes: Sequence[int]) -> int:
+    """Return how many worker processes serve `jobs` for blobs of these sizes; 0: this process does the work."""
+    return 0 if jobs == 1 or sum(sizes) < SMALL_IMAGE else jobs
+
+
+def next_layer(waiting: Sequence[int], sizes: Sequence[int], jobs: int) -> int:
+    """Return which of the waiting layers to decode next.
+
+    That is the newest, since output goes newest-first; but a layer so large that it would still be decoding when
+    all others are done goes first, as soon as that is so.
+    """
+    largest = max(waiting, key=lambda layer: (sizes[layer], layer))
+    if sizes[largest] * jobs >= sum(sizes[layer] for layer in waiting):
+        return largest
+    return max(waiting)

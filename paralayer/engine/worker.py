@@ -1,0 +1,99 @@
+"""A worker process: takes jobs from its socket, sends their events back, until the socket closes.
+
+It has no state between jobs. When the other end is gone, however that came, the next receive or send tells, so that
+no worker outlives its parent by more than one chunk of work.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from paralayer.engine.jobs import Event, Finished, Job, MemoryWanted
+from paralayer.errors import ParalayerError, WorkerError
+
+MESSAGE_MAX = 160 << 10  # bytes; what a socket of this kind takes by default is 208 KiB
+FDS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job ended with an error."""
+
+    error: ParalayerError
+
+
+def send(end: socket.socket, message: object, fds: tuple[int, ...] = ()) -> None:
+    """Send one message."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    assert len(data) <= MESSAGE_MAX, "messages are small; bulk goes through memfds"
+    socket.send_fds(end, [data], fds)
+
+
+def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
+    """Return the next message and its descriptors, None when the other end is closed."""
+    try:
+        data, fds, _, _ = socket.recv_fds(end, MESSAGE_MAX, FDS_MAX)
+    except ConnectionResetError:
+        return None
+    return (pickle.loads(data), fds) if data else None  # noqa: S301 - from our own parent or child
+
+
+def serve(end: socket.socket) -> None:
+    """Do jobs until the other end closes."""
+    while (message := receive(end)) is not None:
+        job, fds = message
+        try:
+            _do(end, job, fds)
+        except ParalayerError as error:
+            send(end, Failed(error))
+        except BrokenPipeError:
+            return
+        except MemoryError:
+            send(end, Failed(WorkerError(f"worker process {os.getpid()}", "out of memory")))
+        except Exception:  # noqa: BLE001 - whatever it was, the parent must learn of it
+            trace = traceback.format_exc()[-4000:]
+            send(end, Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}")))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _do(end: socket.socket, job: Job, fds: list[int]) -> None:
+    run = job.run(fds)
+    answer: int | None = None
+    try:
+        while True:
+            event: Event = run.send(answer)
+            send(end, event)
+            if isinstance(event, Finished):
+                return
+            answer = None
+            if isinstance(event, MemoryWanted):
+                reply = receive(end)
+                if reply is None:
+                    raise BrokenPipeError
+                answer = reply[0]
+    except StopIteration:
+        send(end, Finished())
+    finally:
+        run.close()
+
+
+def main(fd: int) -> None:
+    """Be a worker process on the socket `fd`."""
+    # An interrupt goes to the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with socket.socket(fileno=fd) as end:
+        serve(end)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

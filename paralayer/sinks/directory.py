@@ -1,0 +1,425 @@
+"""The directory sink: the tree itself, written by all workers.
+
+The merger makes the directories, in output order; workers make everything else. No write leaves the output or goes
+through a link from the image: every parent of a path is a directory that was made here, by mkdir, before anything in
+it, and nothing is ever replaced or renamed, so no component of any path can be a symlink. Hard links come when all
+files are there; then directories get their metadata, children before parents, since a mode can close a directory.
+
+Without privileges owners stay as they are, and devices and attributes that need them are left out; each kind of loss
+is counted. The tree is not synced to disk file by file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paralayer.engine.jobs import Finished, Job, Run
+from paralayer.errors import SinkError, quote
+from paralayer.sinks.output import Output
+from paralayer.survivors import Batch, Rules, write_table
+from paralayer.table import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from paralayer.sinks.sink import Placed, SinkJob
+
+_JOB_FILES = 256
+_JOB_BYTES = 16 << 20
+_LARGE = 64 << 20  # files from here on are written in parts, by several workers
+_PATH_MAX = 4000  # bytes of a path that one system call takes, with room to spare
+_NOWHERE = 1 << 63  # in a stream, for what needs nothing of it
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_HERE = (errno.ENOTSUP, errno.EPERM, errno.ENOSPC, errno.ERANGE, errno.E2BIG)
+
+OWNERS = "owners (only root can give files away)"
+DEVICES = "devices (only root can make them)"
+XATTRS = "xattrs that may not or cannot be set here"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFiles:
+    """Job: make rows `start` to `stop` of a batch, none of them a directory.
+
+    Descriptors: of the output, of the batch's table, of the stream. The result is a Counter of what was lost.
+    """
+
+    name: str
+    length: Length
+    start: int
+    stop: int
+    skipped: tuple[int, ...]  # rows that are written in parts
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`."""
+        top, table_fd, stream = fds
+        table = Table(table_fd, self.length)
+        maker = _Maker(top, self.name)
+        paths = table.paths(self.start, self.stop)
+        rules = Rules()
+        rows = table.rows[self.start : self.stop].copy()
+        rows["layer"] = 0  # one table has the extra bytes of all of them
+        batch = Batch(0, rows, paths, [table], rules)
+        skipped = {row - self.start for row in self.skipped}
+        directories = set(np.flatnonzero(batch.rows["kind"] == DIRECTORY).tolist())
+        for index in range(len(paths)):
+            if index not in skipped and index not in directories:
+                maker.make(batch, index, stream)
+        yield Finished(maker.lost + rules.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class WritePart:
+    """Job: copy a part of the stream into a file that is there."""
+
+    name: str
+    path: bytes
+    begin: int
+    length: int
+    at: int  # in the file
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`."""
+        top, stream = fds
+        maker = _Maker(top, self.name)
+        with maker.errors(self.path), maker.parent(self.path) as (parent, name):
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.lseek(fd, self.at, os.SEEK_SET)
+                _send(fd, stream, self.begin, self.length)
+            finally:
+                os.close(fd)
+        yield Finished(Counter[str]())
+
+
+@dataclass(slots=True)
+class _Part:
+    """See `SinkJob`."""
+
+    job: Job
+    begin: int
+    fds: Sequence[int]
+    placed: _DirectoryBatch
+
+
+@dataclass(slots=True)
+class _DirectoryBatch:
+    """A placed batch: the first `index` rows, and `done` bytes of the next one, are in jobs."""
+
+    layer: int
+    needs: int | None
+    until: int
+    batch: Batch
+    table_fd: int
+    length: Length
+    kinds: list[int]
+    data: list[int]
+    stored: list[int]
+    index: int = 0
+    done: int = 0
+    jobs: int = 0
+    in_parts: list[int] = field(default_factory=list)
+
+
+class DirectorySink:
+    """See the module."""
+
+    ordered = False
+
+    def __init__(self, path: str, *, replace: bool = False) -> None:
+        self._output = Output(path, replace=replace)
+        self._name = path
+        os.mkdir(self._output.temporary, 0o700)
+        self._top = os.open(self._output.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # there is none, or the file system knows none
+            os.removexattr(self._top, "system.posix_acl_default")
+        self._maker = _Maker(self._top, path)
+        self._late: list[tuple[Batch, list[int]]] = []  # directories and large files: metadata come at the end
+        self._links: Sequence[tuple[bytes, bytes]] = ()
+        self._root: Batch | None = None
+        self._open: set[int] = set()
+        self.lost: Counter[str] = Counter()
+        self.written = 0
+
+    def root(self, batch: Batch, *, explicit: bool) -> None:
+        """See `Sink`."""
+        del explicit
+        self._root = batch
+
+    def place(self, batch: Batch) -> _DirectoryBatch:
+        """See `Sink`."""
+        rows = batch.rows
+        directories = np.flatnonzero(rows["kind"] == DIRECTORY).tolist()
+        for index in directories:
+            self._maker.make_directory(batch.paths[index])
+        self._late.append((batch, directories))
+        has_data = (rows["kind"] == FILE) & (rows["stored"] > 0)
+        fd = os.memfd_create("batch", os.MFD_CLOEXEC)
+        self._open.add(fd)
+        placed = _DirectoryBatch(
+            layer=batch.layer,
+            needs=int(rows["data"][has_data][0]) if has_data.any() else None,
+            until=int((rows["data"] + rows["stored"])[has_data].max(initial=0)),
+            batch=batch,
+            table_fd=fd,
+            length=write_table(batch, fd),
+            kinds=rows["kind"].tolist(),
+            data=rows["data"].tolist(),
+            stored=rows["stored"].tolist(),
+        )
+        self.written += int(rows["size"].sum())
+        return placed
+
+    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+        """See `Sink`."""
+        assert isinstance(placed, _DirectoryBatch)
+        del stream_fd
+        jobs: list[_Part] = []
+        start, size, begin = placed.index, 0, _NOWHERE
+        index, count = placed.index, len(placed.kinds)
+        whole = True
+        while index < count and whole:
+            if placed.kinds[index] == FILE and placed.stored[index]:
+                data, stored = placed.data[index], placed.stored[index]
+                if data + stored > upto or stored >= _LARGE or placed.done:
+                    whole = self._take_parts(placed, index, upto, jobs)
+                else:
+                    begin = min(begin, data)
+                    size += stored
+            index += whole
+            if index - start >= _JOB_FILES or size >= _JOB_BYTES or index == count or not whole:
+                if any(kind != DIRECTORY for kind in placed.kinds[start:index]):
+                    skipped = tuple(row for row in placed.in_parts if start <= row < index)
+                    job = WriteFiles(self._name, placed.length, start, index, skipped)
+                    jobs.append(_Part(job, begin, (self._top, placed.table_fd), placed))
+                start, size, begin = index, 0, _NOWHERE
+        placed.index = index
+        placed.needs = placed.data[index] + placed.done if index < count else None
+        placed.jobs += len(jobs)
+        self._close_done(placed)
+        return jobs
+
+    def _take_parts(self, placed: _DirectoryBatch, index: int, upto: int, jobs: list[_Part]) -> bool:
+        """Take one file in parts, from `placed.done` on; return whether all of it is taken."""
+        path, data, stored = placed.batch.paths[index], placed.data[index], placed.stored[index]
+        stop = min(stored, upto - data)
+        if stop <= placed.done:
+            return False
+        if not placed.done:
+            self._maker.make_file(path, int(placed.batch.rows["size"][index]))
+            placed.in_parts.append(index)
+            self._late.append((placed.batch, [index]))
+        passed = 0
+        for offset, length in placed.batch.extents(index):
+            first, last = max(passed, placed.done), min(passed + length, stop)
+            for begin in range(first, last, _LARGE):
+                part = WritePart(
+                    self._name, path, data + begin, min(_LARGE, last - begin), offset + begin - passed
+                )
+                jobs.append(_Part(part, data + begin, (self._top,), placed))
+            passed += length
+        placed.done = stop if stop < stored else 0
+        return stop == stored
+
+    def finished(self, job: SinkJob, result: Any) -> None:
+        """See `Sink`."""
+        assert isinstance(job, _Part)
+        self.lost += result
+        job.placed.jobs -= 1
+        self._close_done(job.placed)
+
+    def _close_done(self, placed: _DirectoryBatch) -> None:
+        if not placed.jobs and placed.index == len(placed.kinds) and placed.table_fd in self._open:
+            self._open.discard(placed.table_fd)
+            os.close(placed.table_fd)
+
+    def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Sink`."""
+        self._links = links
+
+    def commit(self) -> None:
+        """See `Sink`."""
+        for path, target in self._links:
+            self._maker.make_link(path, target)
+        for batch, indices in reversed(self._late):
+            for index in reversed(indices):
+                self._maker.finish(batch, index)
+        assert self._root is not None
+        self._maker.finish(self._root, 0)
+        self.lost += self._maker.lost
+        self._output.commit()
+
+    def abort(self) -> None:
+        """See `Sink`."""
+        self._output.abort()
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
+        os.close(self._top)
+
+
+class _Maker:
+    """Makes files below the directory `top`. Errors name the path, below the output `name`."""
+
+    def __init__(self, top: int, name: str) -> None:
+        self._top = top
+        self._name = name
+        self._privileged = os.geteuid() == 0
+        self.lost: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def errors(self, path: bytes) -> Iterator[None]:
+        """Turn an OSError into one that names the path."""
+        try:
+            yield
+        except OSError as error:
+            raise SinkError(f"{self._name}: {quote(path)}", error.strerror or "cannot be written") from None
+
+    @contextlib.contextmanager
+    def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """Give (descriptor of a directory, name from there), also where a path is longer than Linux takes at once."""
+        if len(path) < _PATH_MAX:
+            yield self._top, path
+            return
+        fd = os.dup(self._top)
+        try:
+            while len(path) >= _PATH_MAX:
+                head, path = path[: path.rindex(b"/", 0, _PATH_MAX)], path[path.rindex(b"/", 0, _PATH_MAX) + 1 :]
+                below = os.open(head, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, path
+        finally:
+            os.close(fd)
+
+    def make_directory(self, path: bytes) -> None:
+        """Make a directory that only we can use, for the time being."""
+        with self.errors(path), self.parent(path) as (parent, name):
+            os.mkdir(name, 0o700, dir_fd=parent)
+
+    def make_file(self, path: bytes, size: int) -> None:
+        """Make a file of holes."""
+        with self.errors(path), self.parent(path) as (parent, name):
+            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+
+    def make_link(self, path: bytes, target: bytes) -> None:
+        """Make a hard link."""
+        with self.errors(path), self.parent(path) as (parent, name), self.parent(target) as (other, old):
+            os.link(old, name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+
+    def make(self, batch: Batch, index: int, stream: int) -> None:
+        """Make what a row says, whole, with its metadata."""
+        path, row = batch.paths[index], batch.rows[index]
+        kind = row["kind"]
+        with self.errors(path), self.parent(path) as (parent, name):
+            if kind == FILE:
+                fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+                try:
+                    _fill(fd, batch, index, stream)
+                    self._dress(fd, batch, index)
+                finally:
+                    os.close(fd)
+                return
+            mode = int(row["mode"])
+            if kind == SYMLINK:
+                os.symlink(batch.linkname(index), name, dir_fd=parent)
+            elif kind == FIFO:
+                os.mkfifo(name, mode, dir_fd=parent)
+            else:
+                device = os.makedev(int(row["major"]), int(row["minor"]))
+                try:
+                    os.mknod(name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent)
+                except PermissionError:
+                    self.lost[DEVICES] += 1
+                    return
+            self._dress_unopened(parent, name, batch, index)
+
+    def finish(self, batch: Batch, index: int) -> None:
+        """Give a directory, or a file that is there, its metadata."""
+        path = batch.paths[index]
+        with self.errors(path), self.parent(path) as (parent, name):
+            fd = os.open(name or b".", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                self._dress(fd, batch, index)
+            finally:
+                os.close(fd)
+
+    def _dress(self, fd: int, batch: Batch, index: int) -> None:
+        """Set metadata: the owner first, for that clears set-id bits and capabilities, the time last."""
+        row = batch.rows[index]
+        if self._privileged:
+            os.fchown(fd, int(row["uid"]), int(row["gid"]))
+        else:
+            self._count_owner(row)
+        os.fchmod(fd, int(row["mode"]))
+        if row["xattrs"]:
+            for key, value in batch.xattrs(index):
+                self._set_xattr(fd, key, value, follow=True)
+        os.utime(fd, ns=_times(row))
+
+    def _dress_unopened(self, parent: int, name: bytes, batch: Batch, index: int) -> None:
+        row = batch.rows[index]
+        if self._privileged:
+            os.chown(name, int(row["uid"]), int(row["gid"]), dir_fd=parent, follow_symlinks=False)
+        else:
+            self._count_owner(row)
+        if row["kind"] != SYMLINK:
+            os.chmod(name, int(row["mode"]), dir_fd=parent)
+        if row["xattrs"]:
+            place = b"/proc/self/fd/%d/%s" % (parent, name)  # there is no setxattrat(2) before Linux 6.13
+            for key, value in batch.xattrs(index):
+                self._set_xattr(place, key, value, follow=False)
+        os.utime(name, ns=_times(row), dir_fd=parent, follow_symlinks=False)
+
+    def _count_owner(self, row: np.void) -> None:
+        if (row["uid"], row["gid"]) != (os.geteuid(), os.getegid()):
+            self.lost[OWNERS] += 1
+
+    def _set_xattr(self, place: int | bytes, key: bytes, value: bytes, *, follow: bool) -> None:
+        try:
+            os.setxattr(place, key, value, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            self.lost[XATTRS] += 1
+
+
+def _fill(fd: int, batch: Batch, index: int, stream: int) -> None:
+    row = batch.rows[index]
+    begin = int(row["data"])
+    if not row["sparse"]:
+        _send(fd, stream, begin, int(row["stored"]))
+        return
+    for offset, length in batch.extents(index):
+        os.lseek(fd, offset, os.SEEK_SET)
+        _send(fd, stream, begin, length)
+        begin += length
+    os.ftruncate(fd, int(row["size"]))
+
+
+def _send(fd: int, stream: int, begin: int, length: int) -> None:
+    while length:
+        sent = os.sendfile(fd, stream, begin, length)
+        assert sent, "what was announced is there"
+        begin += sent
+        length -= sent
+
+
+def _times(row: np.void) -> tuple[int, int]:
+    time = int(row["mtime"]) * 10**9 + int(row["nsec"])
+    return time, time

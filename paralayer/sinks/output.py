@@ -1,0 +1,91 @@
+"""An output's name: taken at the end, at once, or never.
+
+Everything is written to a temporary sibling, so the last step is a rename within one file system. Without `replace`
+that step refuses to replace what has come there in the meantime. With it, a file is renamed over the old one; a
+directory cannot be, so the two are exchanged and the old one is removed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import stat
+
+from paralayer.errors import SinkError
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+
+
+class Output:
+    """The output `path` and its temporary sibling, `temporary`, which does not exist yet."""
+
+    def __init__(self, path: str, *, replace: bool) -> None:
+        self.path = os.path.abspath(path)
+        self._replace = replace
+        parent, name = os.path.split(self.path)
+        if not name:
+            raise SinkError(path, "not the name of an output")
+        if os.path.lexists(self.path) and not replace:
+            raise SinkError(path, "exists already (replace it with --force)")
+        if not os.path.isdir(parent):
+            raise SinkError(path, "its directory does not exist")
+        self.temporary = os.path.join(parent, f".paralayer-{secrets.token_hex(6)}-{name}"[:255])
+
+    def commit(self) -> None:
+        """Give the temporary its name."""
+        try:
+            if self._replace and os.path.lexists(self.path):
+                self._exchange()
+            else:
+                _rename(self.temporary, self.path, _RENAME_NOREPLACE)
+        except OSError as error:
+            raise SinkError(self.path, f"cannot be put in place: {error.strerror}") from None
+
+    def _exchange(self) -> None:
+        if _is_directory(self.path) or _is_directory(self.temporary):
+            _rename(self.temporary, self.path, _RENAME_EXCHANGE)
+            remove(self.temporary)
+        else:
+            os.rename(self.temporary, self.path)
+
+    def abort(self) -> None:
+        """Remove the temporary, if it is there."""
+        remove(self.temporary)
+
+
+def remove(path: str) -> None:
+    """Remove a file, or a directory with everything in it, whatever its modes are. Nothing there is fine."""
+    if not _is_directory(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        return
+    if os.geteuid() != 0:
+        for directory, names, _, fd in os.fwalk(path, follow_symlinks=False, onerror=None):
+            del directory
+            for name in names:
+                if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    os.chmod(name, 0o700, dir_fd=fd)
+    shutil.rmtree(path)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _rename(old: str, new: str, flags: int) -> None:
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
+        code = ctypes.get_errno()
+        if code == errno.EINVAL and flags == _RENAME_NOREPLACE and not os.path.lexists(new):
+            os.rename(old, new)  # a file system without the flag, such as NFS
+            return
+        raise OSError(code, os.strerror(code))

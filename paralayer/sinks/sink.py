@@ -1,0 +1,66 @@
+"""What a sink is to the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paralayer.engine.jobs import Job
+    from paralayer.survivors import Batch
+
+
+class Placed(Protocol):
+    """A batch that has its place in the output; how far its data has been taken is part of it."""
+
+    layer: int
+    needs: int | None
+    """Offset in the layer's stream of the first byte that it still needs; None: no more data."""
+    until: int
+    """Offset in the layer's stream behind the last byte that it needs."""
+
+
+class SinkJob(Protocol):
+    """A part of a batch that a worker takes over."""
+
+    job: Job
+    begin: int
+    """Offset in the layer's stream of the first byte that it needs."""
+    fds: Sequence[int]
+    """Descriptors that the job gets, before that of the layer's stream."""
+
+
+class Sink(Protocol):
+    """Where survivors go. A context manager: the output appears with `commit` or not at all."""
+
+    ordered: bool
+    """Data must come in the order of the output."""
+
+    def root(self, batch: Batch, *, explicit: bool) -> None:
+        """Take the root directory, before anything else; `explicit` when the image has an entry for it."""
+
+    def place(self, batch: Batch) -> Placed:
+        """Take the next batch in output order."""
+
+    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+        """Take the data of a batch as far as its layer is decoded: to `upto`.
+
+        The sink does it at once, or returns jobs. Without data (`needs` None) there is no stream: -1.
+        """
+
+    def finished(self, job: SinkJob, result: Any) -> None:
+        """Take the result of a job."""
+
+    def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take the hard links, (path, path of the file), when everything is placed."""
+
+    def commit(self) -> None:
+        """Complete the output, and give it its name."""
+
+    def abort(self) -> None:
+        """Leave nothing."""
+
+    @property
+    def written(self) -> int:
+        """Bytes of the output."""

@@ -1,0 +1,138 @@
+"""Survivors as sinks get them: rows of any layers in output order, with their names and extra bytes.
+
+What no output should hold is left out here, once for all of them: times after the clamp, overlayfs's own extended
+attributes (they would steer a later mount), and attributes that Linux would refuse on the kind of file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paralayer.changeset import IMPLIED
+from paralayer.table import DIRECTORY, FILE, ROW, SYMLINK, Length, Table, TableWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paralayer.overlay import Survivors
+    from paralayer.table import Rows
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_OVERLAYFS = (b"trusted.overlay.", b"user.overlay.")
+
+
+@dataclass(slots=True)
+class Rules:
+    """What is changed on the way from the layers to the sink, and how often it was."""
+
+    newest: int | None = None  # seconds since the epoch: later modification times become this
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Survivors of one layer's turn: `rows[i]`, a structured array of dtype ROW, is at `paths[i]`.
+
+    `layer` is the one that their data is in; a row of another layer or of none is a directory.
+    """
+
+    layer: int
+    rows: Rows
+    paths: list[bytes]
+    tables: Sequence[Table | None]
+    rules: Rules
+
+    def linkname(self, index: int) -> bytes:
+        """Return the target of a symlink."""
+        return self._table(index).linkname(self.rows[index])
+
+    def extents(self, index: int) -> list[tuple[int, int]]:
+        """Return (offset in the file, length) of the stored data of a file, in file order."""
+        row = self.rows[index]
+        if row["sparse"]:
+            return self._table(index).extents(row)
+        return [(0, int(row["size"]))] if row["size"] else []
+
+    def xattrs(self, index: int) -> list[tuple[bytes, bytes]]:
+        """Return the extended attributes that the output is to hold, by name."""
+        row = self.rows[index]
+        if not row["xattrs"]:
+            return []
+        kept = []
+        for name, value in self._table(index).xattrs(row).items():
+            if name.startswith(_OVERLAYFS):
+                self.rules.dropped["xattrs of overlayfs"] += 1
+            elif not name.startswith(_NAMESPACES):
+                self.rules.dropped["xattrs without a known namespace"] += 1
+            elif name.startswith(b"user.") and row["kind"] not in (FILE, DIRECTORY):
+                self.rules.dropped["user xattrs on what is neither file nor directory"] += 1
+            else:
+                kept.append((name, value))
+        return kept
+
+    def _table(self, index: int) -> Table:
+        table = self.tables[self.rows["layer"][index]]
+        assert table is not None
+        return table
+
+
+def gather(survivors: Survivors, tables: Sequence[Table | None], rules: Rules) -> Batch:
+    """Bring together the rows of survivors."""
+    own = tables[survivors.layer]
+    assert own is not None
+    positions = np.array(survivors.rows, np.int64)
+    rows = own.rows[positions] if len(own.rows) else np.zeros(len(positions), ROW)
+    for position, place in survivors.directories.items():
+        rows[position] = implied_directory() if place is None else _row(tables, place)
+    if rules.newest is not None:
+        late = rows["mtime"] >= rules.newest
+        rows["mtime"][late] = rules.newest
+        rows["nsec"][late] = 0
+    return Batch(survivors.layer, rows, survivors.paths, tables, rules)
+
+
+def gather_root(place: tuple[int, int] | None, tables: Sequence[Table | None], rules: Rules) -> Batch:
+    """Bring the root's row, or that of a root without an entry, into a batch of its own; its layer has no data."""
+    from paralayer.overlay import Survivors
+
+    survivors = Survivors(0 if place is None else place[0], [b""], [IMPLIED], {0: place})
+    if not tables:
+        return Batch(0, np.array([implied_directory()], ROW), [b""], tables, rules)
+    return gather(survivors, tables, rules)
+
+
+def implied_directory() -> np.void:
+    """Return the row of a directory without an entry: mode 0755, owner 0:0, the epoch."""
+    row = np.zeros(1, ROW)
+    row["kind"] = DIRECTORY
+    row["mode"] = 0o755
+    return row[0]
+
+
+def write_table(batch: Batch, fd: int) -> Length:
+    """Write a batch as a table of its own, for jobs that get a part of it."""
+    rows = batch.rows.copy()
+    extras = []
+    at = 0
+    for index in np.flatnonzero((rows["kind"] == SYMLINK) | (rows["xattrs"] > 0) | (rows["sparse"] > 0)).tolist():
+        table = batch.tables[rows["layer"][index]]
+        assert table is not None
+        extra = table.extra_of(rows[index])
+        rows["extra"][index] = at
+        at += len(extra)
+        extras.append(extra)
+    lengths = np.fromiter(map(len, batch.paths), np.int64, len(batch.paths)) + 1
+    rows["name"] = np.cumsum(lengths) - lengths
+    writer = TableWriter(fd)
+    writer.append(rows, b"".join(path + b"\0" for path in batch.paths), b"".join(extras))
+    return writer.length
+
+
+def _row(tables: Sequence[Table | None], place: tuple[int, int]) -> np.void:
+    table = tables[place[0]]
+    assert table is not None
+    return table.rows[place[1]]
