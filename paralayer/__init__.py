@@ -1,2 +1,47 @@
-"""paralayer."""
+"""Convert OCI container images into flat tar archives or directories, on every core.
+
+>>> import paralayer
+>>> result = paralayer.convert("oci:image:latest", paralayer.ImageSpec.tar("flat.tar"))  # doctest: +SKIP
+"""
+
+from paralayer.convert import (
+    ConversionResult,
+    ImageSpec,
+    PackerProgress,
+    convert,
+    convert_dir,
+    convert_tar,
+)
+from paralayer.errors import (
+    DigestError,
+    ImageError,
+    InterruptedByUser,
+    LayerError,
+    MediaTypeError,
+    ParalayerError,
+    SinkError,
+    WorkerError,
+)
+from paralayer.image import Image, Layer, Platform, open_image
+
+__all__ = [
+    "ConversionResult",
+    "DigestError",
+    "Image",
+    "ImageError",
+    "ImageSpec",
+    "InterruptedByUser",
+    "Layer",
+    "LayerError",
+    "MediaTypeError",
+    "PackerProgress",
+    "ParalayerError",
+    "Platform",
+    "SinkError",
+    "WorkerError",
+    "convert",
+    "convert_dir",
+    "convert_tar",
+    "open_image",
+]
 __version__ = "0.1.0"

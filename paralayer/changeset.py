@@ -173,24 +173,40 @@ class _Application:
         kinds = self._entries.kinds
         for row, path in enumerate(self._entries.paths):
             kind = kinds[row]
-            if kind == OPAQUE:
-                self._hide_below(self._directory(path, path))
+            if kind >= WHITEOUT:
+                self._apply_whiteout(path, kind)
                 continue
             if not path:
                 continue  # the root, which is always there
             target = self._target(path, row) if kind == HARDLINK else None
             parent, name = split(path)
-            directory = self._directory(parent, path)
-            resolved = directory + b"/" + name if directory else name
+            resolved = _join(self._directory(parent, path), name)
             if target == resolved:
                 self._entries.refuse(path, "hard link to itself")
-            if kind == WHITEOUT:
-                self._hide(resolved)
-            elif kind == DIRECTORY:
+            if kind == DIRECTORY:
                 self._put_directory(resolved, row)
             else:
                 self._put(resolved, row)
         return Changeset(self._entries, self._own, self._wiped, self._opaque, self._files)
+
+    def _apply_whiteout(self, path: bytes, kind: int) -> None:
+        holder, name = (path, b"") if kind == OPAQUE else split(path)
+        if self._is_below_own_file(holder):
+            # umoci writes such for the children of a directory that became a file; older layers have nothing there.
+            return
+        directory = self._directory(holder, path)
+        if kind == OPAQUE:
+            self._hide_below(directory)
+        else:
+            self._hide(_join(directory, name))
+
+    def _is_below_own_file(self, name: bytes) -> bool:
+        while name:
+            if name in self._own:
+                found = self._look(name)
+                return found is not None and found[0] not in (DIRECTORY, SYMLINK)
+            name = split(name)[0]
+        return False
 
     # Older layers' content goes. Names of directories stay valid unless they came through an older symlink.
 
@@ -296,7 +312,7 @@ class _Application:
             if component == b"..":
                 path = split(path)[0]
                 continue
-            below = path + b"/" + component if path else component
+            below = _join(path, component)
             passed.append(below)
             found = self._look(below)
             if found is not None and found[0] == SYMLINK:
@@ -344,7 +360,7 @@ class _Application:
             directory = self._walk(parent, path, create=False)
         if directory is None or not base:
             entries.refuse(path, "hard link to nothing", quote(name))
-        target = directory + b"/" + base if directory else base
+        target = _join(directory, base)
         at = self._own.get(target)
         if at is None:
             if self._has_hidden(target):
@@ -361,6 +377,10 @@ class _Application:
             self._targets[at] = File(entries.layer, at, target, entries, path)
         self._files[row] = self._targets[at]
         return target
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
 
 
 def _ancestors(path: bytes) -> Iterator[bytes]:

@@ -55,7 +55,8 @@ class PackerProgress:
 
     Of each layer come in this order: one `started`, any number of `bytes`, one `indexed` (decoded, checked and its
     entries known), any number of `bytes` (it is read a second time), one `finished` (the output has of it whatever
-    survives). Layers overlap. `read` of the blob's `size` bytes are used, `decoded` bytes came out.
+    survives). Layers overlap. `read` of the blob's `size` bytes are used, `decoded` bytes came out. `layers` and
+    `total` are the image's number of layers and stored bytes.
     """
 
     event: Literal["started", "bytes", "indexed", "finished"]
@@ -63,6 +64,8 @@ class PackerProgress:
     read: int
     size: int
     decoded: int
+    layers: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,5 +277,7 @@ class _Reporter:
         self, event: Literal["started", "bytes", "indexed", "finished"], layer: int, read: int, decoded: int
     ) -> None:
         assert self._progress is not None
-        self._last[layer] = PackerProgress(event, layer, read, self._sizes[layer], decoded)
+        self._last[layer] = PackerProgress(
+            event, layer, read, self._sizes[layer], decoded, len(self._sizes), sum(self._sizes)
+        )
         self._progress(self._last[layer])

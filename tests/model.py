@@ -8,6 +8,7 @@ the layers one after the other onto one directory gives. Where appliers differ:
 - whiteouts concern older layers only, wherever they stand in their layer, but what they remove is gone from
   the tree for the entries behind them (parents, hard link targets);
 - a directory that a layer removes and only implies again (no entry of its own) loses its older metadata;
+- a whiteout below a file of its own layer has no effect: there is nothing older left to hide;
 - a hard link's own header is ignored, and its target is looked up before the link's parents are created.
 """
 
@@ -197,6 +198,8 @@ class Applier:
             return
         *parents, last = names
         if last == OPAQUE:
+            if self.is_below_own_file(parents):
+                return
             parent = self.make_directories(parents)
             for child in list(parent.children):
                 self.hide(parent, child)
@@ -206,6 +209,8 @@ class Applier:
             hidden = last.removeprefix(WHITEOUT)
             if hidden in (b"", b".", b".."):
                 self.refuse("the whiteout names nothing")
+            if self.is_below_own_file(parents):
+                return
             self.hide(self.make_directories(parents), hidden)
         elif len(last) > MAX_NAME:
             self.refuse("the name is too long")
@@ -215,6 +220,18 @@ class Applier:
             self.put_directory(self.make_directories(parents), last)
         else:
             self.make_directories(parents).children[last] = Name(Inode(entry, layer), layer)
+
+    def is_below_own_file(self, names: list[bytes]) -> bool:
+        """Say whether this layer has put a file in the way, as umoci does where a directory becomes one."""
+        inode = self.root
+        for component in names:
+            name = inode.children.get(component)
+            if name is None:
+                return False
+            if name.inode.entry.kind != "dir":
+                return name.layer == self.layer and name.inode.entry.kind != "symlink"
+            inode = name.inode
+        return False
 
     def set_root(self) -> None:
         if self.entry.kind != "dir":

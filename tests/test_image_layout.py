@@ -303,6 +303,15 @@ def test_platform_chooses_the_manifest(
         assert not image_found.warnings
 
 
+def test_one_manifest_may_be_for_several_platforms(layout: Layout) -> None:
+    image = layout.image([b"x"], HOST)
+    path = layout.finish(
+        layout.index(*(for_platform(image, p) for p in ("linux/386", "linux/arm/v6", "linux/s390x")))
+    )
+    for platform in ("linux/386", "linux/arm/v6", "linux/s390x"):
+        assert str(open_image(path, platform=Platform.parse(platform)).platform) == platform
+
+
 def test_host_is_the_default_platform(layout: Layout) -> None:
     images = [for_platform(layout.image([p.encode()], p), p) for p in (FOREIGN, HOST)]
     assert layers_of(layout.finish(*images)) == [HOST.encode()]

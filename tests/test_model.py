@@ -56,6 +56,10 @@ def tree_of(entries: list[Entry]) -> dict[bytes, Node]:
 MERGED: dict[str, tuple[list[list[Entry]], list[Entry]]] = {
     "no layers": ([], []),
     "layers without entries": ([[], [], []], []),
+    "a whiteout below its own layer's file, as umoci writes it": (
+        [[directory(b"d"), file(b"d/x")], [file(b"d", b"new"), whiteout(b"d/x"), opaque(b"d/y")]],
+        [file(b"d", b"new")],
+    ),
     "one layer": (
         [
             [
@@ -399,7 +403,6 @@ REFUSED: dict[str, tuple[list[list[Entry]], tuple[int, bytes]]] = {
         (1, b"l/x"),
     ),
     "an entry below its own layer's file": ([[directory(b"f")], [file(b"f"), file(b"f/x")]], (1, b"f/x")),
-    "a whiteout below its own layer's file": ([[file(b"f"), whiteout(b"f/x")]], (0, b"f/.wh.x")),
     "a whiteout without a name": ([[file(b"d/.wh.")]], (0, b"d/.wh.")),
     "a whiteout of dot": ([[file(b"d/.wh..")]], (0, b"d/.wh..")),
     "a whiteout of dot-dot": ([[file(b"d/.wh...")]], (0, b"d/.wh...")),

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from paralayer.errors import ImageError
 from paralayer.image.descriptor import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DOCUMENT_LIMIT = 16 << 20
 """Size in bytes above which no document is read; registries accept 4 MiB."""
@@ -50,18 +53,18 @@ class Value:
         """Say whether the object has this member, be it null."""
         return isinstance(self.raw, dict) and name in self.raw
 
-    def elements(self) -> list[Value]:
-        """Return what the array holds."""
+    def elements(self) -> Iterator[Value]:
+        """Return what the array holds, one value at a time: an array may be made of millions of nothings."""
         if not isinstance(self.raw, list):
             raise self.error(self._kind(), "an array")
-        return [Value(self.document, f"{self.field}[{i}]", raw) for i, raw in enumerate(self.raw)]
+        return (Value(self.document, f"{self.field}[{i}]", raw) for i, raw in enumerate(self.raw))
 
-    def elements_of(self, name: str, *, required: bool = True) -> list[Value]:
+    def elements_of(self, name: str, *, required: bool = True) -> Iterator[Value]:
         """Return what the array in this member holds, nothing if it is null, or if it is absent and need not be."""
         value = self.get(name)
         if value is not None:
             return value.elements()
-        return self[name].elements() if required and not self.has(name) else []
+        return self[name].elements() if required and not self.has(name) else iter(())
 
     def text(self) -> str:
         """Return the string, which can be encoded as UTF-8 and has no NUL."""

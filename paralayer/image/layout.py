@@ -35,6 +35,8 @@ INDEX = "index.json"
 
 _DEPTH_LIMIT = 8
 
+_Identity = tuple[Digest, Platform | None]
+
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
@@ -78,8 +80,8 @@ class _Layout:
         self._source = source
         self._check = check
         self._refused: list[MediaTypeError] = []
-        self._candidates: dict[Digest, list[_Candidate]] = {}
-        self._expanding: set[Digest] = set()
+        self._candidates: dict[_Identity, list[_Candidate]] = {}
+        self._expanding: set[_Identity] = set()
 
     def find(self, roots: list[Descriptor], tag: str | None) -> list[Descriptor]:
         """Return the descriptors that `tag` names, all of `roots` without one."""
@@ -130,16 +132,11 @@ class _Layout:
             raise ImageError(where, "no image, only artifacts", listed(str(e.got) for e in self._refused))
         if len({_display(root) for root, _ in offered}) > 1:
             raise _several(where, [root for root, _ in offered])
-        unique = {c.descriptor.digest: c for _, candidates in offered for c in candidates}
-        best, warning = match_platform(where, [(c, c.platform) for c in unique.values()], platform)
+        unique = dict.fromkeys(c for _, candidates in offered for c in candidates)
+        best, warning = match_platform(where, [(c, c.platform) for c in unique], platform)
         # Of several that fit, the specification takes the first of an index. Across roots they are different images.
-        chosen = {c.descriptor.digest for c in best}
-        holders = {
-            root.digest: root
-            for root, candidates in offered
-            for c in candidates
-            if c.descriptor.digest in chosen
-        }
+        chosen = set(best)
+        holders = {root.digest: root for root, found in offered if not chosen.isdisjoint(found)}
         if len(best) > 1 and len(holders) > 1:
             raise _several(where, list(holders.values()))
         return best[0], (warning,) if warning else ()
@@ -149,28 +146,26 @@ class _Layout:
 
         Each index is read once however often it is named, so that indexes of indexes cannot multiply.
         """
-        digest = descriptor.digest
-        if digest in self._expanding:
-            raise ImageError(self._where("index", digest), "index contains itself")
+        identity = _identity(descriptor)
+        if identity in self._expanding:
+            raise ImageError(self._where("index", descriptor.digest), "index contains itself")
         if depth > _DEPTH_LIMIT:
             raise ImageError(
                 self._source.where, "indexes are nested too deeply", want=f"at most {_DEPTH_LIMIT} levels"
             )
-        if digest not in self._candidates:
-            self._expanding.add(digest)
-            self._candidates[digest] = self._candidates_of(descriptor, depth)
-            self._expanding.remove(digest)
-        return self._candidates[digest]
+        if identity not in self._candidates:
+            self._expanding.add(identity)
+            self._candidates[identity] = self._candidates_of(descriptor, depth)
+            self._expanding.remove(identity)
+        return self._candidates[identity]
 
     def _candidates_of(self, descriptor: Descriptor, depth: int) -> list[_Candidate]:
         if descriptor.media_type not in INDEX_TYPES:
             candidate = self._candidate(descriptor)
             return [] if candidate is None else [candidate]
-        found: dict[Digest, _Candidate] = {}
-        for nested in _read_index(self._read(descriptor, "index"), descriptor.media_type):
-            for candidate in self._expand(nested, depth + 1):
-                found.setdefault(candidate.descriptor.digest, candidate)
-        return list(found.values())
+        inner = _read_index(self._read(descriptor, "index"), descriptor.media_type)
+        unique = {_identity(nested): nested for nested in inner}
+        return list(dict.fromkeys(c for nested in unique.values() for c in self._expand(nested, depth + 1)))
 
     def _candidate(self, descriptor: Descriptor) -> _Candidate | None:
         """Return the image that a descriptor names; None for what is no image, which is noted.
@@ -277,6 +272,12 @@ def _check_envelope(value: Value, media_types: frozenset[str], other: str) -> No
         raise own.error(shown(own.text()), " or ".join(sorted(media_types)))
     if value.has(other):
         raise ImageError(value.document, "an index and a manifest in one", f"field {other} as well")
+
+
+def _identity(descriptor: Descriptor) -> _Identity:
+    """Return what tells descriptors in indexes apart: one manifest may be listed for several platforms."""
+    is_index = descriptor.media_type in INDEX_TYPES
+    return descriptor.digest, None if is_index else descriptor.platform
 
 
 def _blob_name(digest: Digest) -> str:

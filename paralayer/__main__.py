@@ -1,0 +1,5 @@
+"""``python -m paralayer``."""
+
+from paralayer.cli import main
+
+main()

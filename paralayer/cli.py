@@ -1,0 +1,243 @@
+"""The command line: parse, call, print, exit code. The only module that prints.
+
+Exit codes: 0 done, 1 an error of the image or the system, 2 usage, 130 interrupted (SIGINT or SIGTERM).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from paralayer import __version__
+from paralayer.convert import ConversionResult, ImageSpec, convert
+from paralayer.errors import InterruptedByUser, ParalayerError
+from paralayer.image import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from paralayer.convert import Format, PackerProgress
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
+_INTERRUPTED = 130
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.match(str(value).upper())
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        if size < 1:
+            self.fail(f"got {value!r}, want a number of bytes, or one with K, M, G or T", param, ctx)
+        return size
+
+
+class _PlatformType(click.ParamType):
+    name = "os/arch[/variant]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Platform:
+        try:
+            return Platform.parse(value)
+        except ParalayerError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """Take the environment's SOURCE_DATE_EPOCH where the option is not given."""
+    del ctx, param
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if value is not None or not text:
+        return value
+    if not re.match(r"-?\d{1,18}\Z", text):
+        raise click.UsageError(f"SOURCE_DATE_EPOCH: got {text!r}, want seconds since the epoch")
+    return int(text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="paralayer", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Convert OCI container images into flat tar archives or directories, on every core.
+
+    \b
+    Examples:
+      paralayer convert oci:image:latest flat.tar
+      paralayer convert --jobs 8 docker-archive:saved.tar rootfs/
+      paralayer convert image.tar - | ssh host 'tar -x -C /srv/root'
+
+    Shell completion: eval "$(_PARALAYER_COMPLETE=bash_source paralayer)", likewise zsh and fish.
+    """
+
+
+@cli.command("convert", short_help="Convert an image to one tar archive or directory.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Layers worked on at the same time. [default: the processors that may be used]")
+@click.option("--memory", type=_Size(), metavar="SIZE", help="Decoded bytes to keep, such as 512M. [default: a quarter of what is available]")
+@click.option("--format", "format_", type=click.Choice(["tar", "directory"]), help="Needed when OUTPUT does not tell.")
+@click.option("--platform", type=_PlatformType(), metavar="P", help="os/arch[/variant] to take from a multi-platform image. [default: this machine's]")
+@click.option("--check-diff-ids", is_flag=True, help="Check the digests of decoded layers as well.")
+@click.option("--no-check", is_flag=True, help="Check no digests at all.")
+@click.option("--mtime", type=int, metavar="T", callback=_epoch, help="Latest modification time, seconds since the epoch. [default: $SOURCE_DATE_EPOCH]")
+@click.option("--force", is_flag=True, help="Replace an existing OUTPUT, at the end and at once.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
+@click.argument("image")
+@click.argument("output")
+def convert_command(
+    image: str,
+    output: str,
+    *,
+    jobs: int | None,
+    memory: int | None,
+    format_: Format | None,
+    platform: Platform | None,
+    check_diff_ids: bool,
+    no_check: bool,
+    mtime: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Convert IMAGE to OUTPUT.
+
+    IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], or the path of any of these or of an
+    extracted `docker save`.
+
+    OUTPUT is a tar archive if it ends in .tar, standard output if it is -, and a directory if it ends in / or has no
+    suffix. It appears when it is complete; on any error nothing does.
+
+    \b
+    Examples:
+      paralayer convert --jobs 16 oci:image:v1 flat.tar
+      paralayer convert --memory 512M --platform linux/arm64 oci-archive:multi.tar rootfs/
+    """
+    if check_diff_ids and no_check:
+        raise click.UsageError("--check-diff-ids and --no-check exclude each other")
+    if as_json and output == "-":
+        raise click.UsageError("--json and an output of - both want standard output")
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError("an archive is not written to a terminal")
+    spec = _spec(output, format_, force=force, mtime=mtime)
+    with _interrupts(), _Display(quiet=quiet or as_json) as display:
+        result = convert(
+            image,
+            spec,
+            jobs=jobs,
+            memory=memory,
+            platform=platform,
+            check=not no_check,
+            check_diff_ids=check_diff_ids,
+            progress=display.show,
+        )
+    for warning in () if quiet else result.warnings:
+        click.echo(f"paralayer: warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+    elif not quiet:
+        click.echo(_summary(result), err=True)
+
+
+def _spec(output: str, format_: Format | None, *, force: bool, mtime: int | None) -> ImageSpec:
+    if format_ is None:
+        name = os.path.basename(output)
+        if output == "-" or name.lower().endswith(".tar"):
+            format_ = "tar"
+        elif not name.strip(".") or "." not in name.lstrip("."):
+            format_ = "directory"
+        else:
+            raise click.UsageError(f"the name {output!r} does not tell the format: say --format tar or directory")
+    if format_ == "tar":
+        return ImageSpec.tar(None if output == "-" else output, force=force, mtime=mtime)
+    if output == "-":
+        raise click.UsageError("a directory cannot go to standard output")
+    return ImageSpec.directory(output, force=force, mtime=mtime)
+
+
+def _summary(result: ConversionResult) -> str:
+    seconds = result.seconds["total"]
+    again = f", {result.second_readings} read twice" if result.second_readings else ""
+    return (
+        f"{result.output}: {result.survivors} of {result.entries} entries in {result.layers} layers{again}; "
+        f"{_size(result.bytes_decoded)} decoded, {_size(result.bytes_written)} written in {seconds:.2f} s "
+        f"({_size(result.bytes_decoded / max(seconds, 0.001))}/s), {result.jobs} jobs, "
+        f"peak memory {_size(result.peak_memory)}"
+    )
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004 - the step of the units
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+class _Display:
+    """The progress of a conversion on a terminal's standard error; nothing elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._show: Callable[[PackerProgress], None] | None = None
+        self._live: Any = None
+        if not quiet and sys.stderr.isatty():
+            from paralayer.display import LiveDisplay
+
+            self._live = LiveDisplay()
+
+    def __enter__(self) -> _Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, event: PackerProgress) -> None:
+        """Take an event."""
+        if self._live is not None:
+            self._live.show(event)
+
+
+class _interrupts:  # noqa: N801 - used as a function
+    """Within, SIGINT and SIGTERM raise InterruptedByUser, once; cleaning up is not interrupted."""
+
+    def __enter__(self) -> None:
+        self._old = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        for each in self._old:
+            signal.signal(each, signal.SIG_IGN)
+        raise InterruptedByUser("", f"interrupted by {signal.Signals(number).name}")
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    # The threads that a linear algebra library would start when numpy loads it serve nothing here, and a process
+    # with threads cannot fork its workers.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt, InterruptedByUser) as error:
+        click.echo(f"paralayer: {error or 'interrupted'}", err=True)
+        sys.exit(_INTERRUPTED)
+    except ParalayerError as error:
+        click.echo(f"paralayer: error: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(note, err=True)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,69 @@
+"""The progress display on a terminal: one calm line, without a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from paralayer.convert import PackerProgress
+
+_REFRESH_SECONDS = 0.1
+_BAR = 24
+_MARKS = {"started": "▸", "bytes": "▸", "indexed": "●", "finished": "✓"}
+_WAITING = "·"
+
+
+class LiveDisplay:
+    """Shows decoded bytes, rate, time left, and a mark per layer, newest first: · ▸ ● ✓ (waiting, decoding, indexed, done)."""
+
+    def __init__(self) -> None:
+        # Refreshed by events only: a thread would keep this process from forking its workers.
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._layers: dict[int, PackerProgress] = {}
+        self._begin = self._next = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        self._begin = time.monotonic()
+        self._live.start()
+
+    def stop(self) -> None:
+        """End, and leave the terminal as it was."""
+        self._live.stop()
+
+    def show(self, event: PackerProgress) -> None:
+        """Take an event; refresh if the last time is a while ago."""
+        known = self._layers.get(event.layer)
+        # A second reading counts from zero again; what was indexed stays so.
+        if known is None or known.event in ("started", "bytes") or event.event == "finished":
+            self._layers[event.layer] = event
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _REFRESH_SECONDS
+            self._live.update(self._line(now - self._begin), refresh=True)
+
+    def _line(self, seconds: float) -> Text:
+        layers = self._layers.values()
+        read = sum(layer.read for layer in layers)
+        total = next(iter(layers)).total
+        decoded = sum(layer.decoded for layer in layers)
+        part = min(1.0, read / total) if total else 1.0
+        bar = ("━" * round(part * _BAR)).ljust(_BAR, "╌")
+        left = f"{seconds * (1 - part) / part:.0f} s left" if part else ""
+        count = next(iter(layers)).layers
+        marks = "".join(
+            _MARKS[self._layers[layer].event] if layer in self._layers else _WAITING
+            for layer in range(count - 1, max(-1, count - 1 - _BAR), -1)
+        )
+        mib = 1 << 20
+        return Text(
+            f"{bar} {part:4.0%}  {decoded / mib:.0f} MiB decoded of {read / mib:.0f}/{total / mib:.0f} MiB  "
+            f"{decoded / mib / max(seconds, 0.001):.0f} MiB/s  {left}  {marks}",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
