@@ -121,11 +121,12 @@ def convert(
     Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
     """
     # Imports of what loads numpy are here: a program that only wants to know our names should not wait for it.
-    from paralayer.engine.conversion import Conversion
+    from paralayer.engine.conversion import Conversion, Counts
     from paralayer.engine.memory import Budget, Peak, default_budget
     from paralayer.engine.plan import processes, usable_cpus
     from paralayer.engine.pool import Pool
     from paralayer.engine.serial import Executor, Serial
+    from paralayer.overlay import OverturnedError
     from paralayer.survivors import Rules
 
     if jobs is not None and jobs < 1:
@@ -137,10 +138,11 @@ def convert(
         if isinstance(platform, str):
             platform = Platform.parse(platform)
         image = open_image(image, platform=platform, check=check)
+    layers = image.layers
     clock.lap("open")
     jobs = jobs or usable_cpus()
     memory = memory or default_budget()
-    sizes = [layer.blob.size for layer in image.layers]
+    sizes = [layer.blob.size for layer in layers]
     workers = processes(jobs, sizes)
     budget = Budget(memory, max(1, workers))
     rules = Rules(newest=spec.mtime)
@@ -148,8 +150,7 @@ def convert(
         sink = _open_sink(spec)
         stack.callback(sink.close)
         stack.callback(sink.abort)
-        executor: Executor = stack.enter_context(Pool(workers) if workers else Serial())
-        peak = Peak(executor.pids(), budget)
+        peak = Peak(budget)
         reporter = _Reporter(sizes, progress)
 
         def observe(event: Event) -> None:
@@ -158,19 +159,30 @@ def convert(
             if reporter.indexed == len(sizes):
                 clock.lap("decode", once=True)
 
-        conversion = Conversion(
-            image.layers,
-            sink,
-            executor,
-            budget,
-            rules,
-            jobs=jobs,
-            check=check,
-            check_diff_ids=check_diff_ids,
-            observe=observe,
-            finished=reporter.finished,
-        )
-        counts = conversion.run()
+        def run(*, early: bool) -> Counts:
+            executor: Executor
+            with Pool(workers) if workers else Serial() as executor:
+                peak.watch(executor.pids())
+                return Conversion(
+                    layers,
+                    sink,
+                    executor,
+                    budget,
+                    rules,
+                    jobs=jobs,
+                    check=check,
+                    check_diff_ids=check_diff_ids,
+                    early=early,
+                    observe=observe,
+                    finished=reporter.finished,
+                ).run()
+
+        try:
+            counts = run(early=True)
+        except OverturnedError:
+            sink.restart()
+            rules.dropped.clear()
+            counts = run(early=False)
         peak.sample()
         clock.lap("write")
         sink.commit()
@@ -180,7 +192,7 @@ def convert(
             image=image.reference,
             output=spec.path or "-",
             format=spec.format,
-            layers=len(image.layers),
+            layers=len(layers),
             entries=counts.entries,
             survivors=counts.survivors,
             bytes_read=sum(sizes),

@@ -18,11 +18,16 @@ an older layer's file waits in the list of pending files until that layer's turn
 The order of the survivors suits tar readers: of each layer in tar order (a directory where it is first needed), then
 files that survive only under the name of a hard link; at the very end all other hard links. So parents come before
 children, each path once, links after their targets.
+
+An orderly layer (see `paralayer.tar.scanner`) needs none of that, so its survivors are known row by row, while it is
+still being indexed: `advance`. Should a later row break the order, the whole layer is applied once more, and what was
+given out must be how its survivors begin; else the output has to start over: `OverturnedError`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import IMPLIED, Changeset, Entries, File, UnsettledError, apply, of_orderly
@@ -31,7 +36,7 @@ from paralayer.table import DIRECTORY, HARDLINK, SYMLINK, WHITEOUT
 from paralayer.tar.names import LINK_STORE, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _TAKEN, _WIPED = 1, 2
 _BOTH = _TAKEN | _WIPED
@@ -50,20 +55,92 @@ class Survivors:
     rows: list[int] = field(default_factory=list)
     directories: dict[int, tuple[int, int] | None] = field(default_factory=dict)
 
+    def after(self, begin: Survivors) -> Survivors:
+        """Return what follows on `begin`, which must be how these survivors begin."""
+        given = len(begin.rows)
+        if begin.rows != self.rows[:given] or begin.paths != self.paths[:given]:
+            raise OverturnedError
+        directories = {position - given: place for position, place in self.directories.items()}
+        return Survivors(self.layer, self.paths[given:], self.rows[given:], directories)
+
+
+class OverturnedError(Exception):
+    """What `Overlay.advance` gave out of a layer turned out wrong: one of its paths came a second time."""
+
+
+class _Walk:
+    """The rows of an orderly layer, one after the other, and the survivors among them.
+
+    The layer's own marks wait in `marks`: no other row of it is at or below a marked path, so none needs them.
+    """
+
+    def __init__(self, layer: int, shadow: dict[bytes, int]) -> None:
+        self.survivors = Survivors(layer)  # so far, without hard links
+        self.links: list[tuple[int, bytes]] = []  # (row, path) of the surviving hard links
+        self.marks: dict[bytes, int] = {}
+        self.root: int | None = None
+        self.rows = 0
+        self._shadow = shadow
+        # Directories, by row + 1, below which all is hidden; the root is row -1.
+        self._dead = bytearray([shadow.get(b"", 0) & _WIPED])
+
+    def feed(self, paths: Sequence[bytes], kinds: Sequence[int], parents: Sequence[int]) -> Survivors:
+        """Take the next rows; return the survivors among them."""
+        mark = self._shadow.get
+        marks, dead = self.marks, self._dead
+        new = Survivors(self.survivors.layer)
+        out_path, out_row = new.paths.append, new.rows.append
+        dead.extend(bytes(len(paths)))
+        for row, path, kind, parent in zip(count(self.rows), paths, kinds, parents, strict=False):
+            if dead[parent + 1] and path:
+                dead[row + 1] = 1
+                continue
+            known = mark(path, 0)
+            if kind == DIRECTORY:
+                if not path:
+                    self.root = row
+                    continue
+                if known:
+                    dead[row + 1] = known & _WIPED
+                    if known & _TAKEN:
+                        continue
+                marks[path] = known | _TAKEN
+            elif kind < WHITEOUT:
+                marks[path] = _BOTH
+                if known & _TAKEN:
+                    continue
+                if kind == HARDLINK:
+                    self.links.append((row, path))
+                    continue
+            else:
+                continue
+            out_path(path)
+            out_row(row)
+        self.rows += len(paths)
+        self.survivors.paths += new.paths
+        self.survivors.rows += new.rows
+        return new
+
 
 class Overlay:
-    """The merge of `count` layers. Each is added once, in any order; LayerError where one cannot be applied."""
+    """The merge of `layers` layers. Each is added once, in any order; LayerError where one cannot be applied."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, layers: int) -> None:
         self.root: tuple[int, int] | None = None  # (layer, row) of the root's newest entry so far
         self.links: list[tuple[bytes, bytes]] = []  # (path, path of the file), final after the last survivors
-        self._changesets: list[Changeset | None] = [None] * count
-        self._added: list[Entries | None] = [None] * count
+        self._changesets: list[Changeset | None] = [None] * layers
+        self._added: list[Entries | None] = [None] * layers
         self._waits_for: dict[int, int] = {}
-        self._turn = count - 1
+        self._turn = layers - 1
+        self._walk: _Walk | None = None  # of the layer whose turn it is
         self._shadow: dict[bytes, int] = {}
         self._pending: dict[tuple[int, bytes], File] = {}
         self._files: dict[tuple[int, int], File] = {}
+
+    @property
+    def turn(self) -> int:
+        """The layer whose survivors come next; -1 when all have come."""
+        return self._turn
 
     @property
     def done(self) -> bool:
@@ -75,8 +152,18 @@ class Overlay:
         self._added[entries.layer] = entries
         self._settle()
 
+    def advance(self, paths: Sequence[bytes], kinds: Sequence[int], parents: Sequence[int]) -> Survivors:
+        """Take the next rows of the layer whose turn it is and which is orderly so far; return their survivors."""
+        if self._walk is None:
+            self._walk = _Walk(self._turn, self._shadow)
+        return self._walk.feed(paths, kinds, parents)
+
     def resolve(self) -> Iterator[Survivors]:
-        """Yield the survivors of all layers whose turn has come and that are resolvable by now."""
+        """Yield the survivors of all layers whose turn has come and that are resolvable by now.
+
+        Of the layer that `advance` was called for, those that it did not return. Files that survive under another
+        name than their own come by themselves.
+        """
         while self._turn >= 0:
             changeset = self._changesets[self._turn]
             if changeset is None:
@@ -87,9 +174,10 @@ class Overlay:
                 return
             self._changesets[self._turn] = self._added[self._turn] = None  # no older layer asks for it
             self._turn -= 1
-            yield survivors
-            if self._turn < 0:
-                self._end()
+            self._walk = None
+            yield from survivors
+        for file in self._pending.values():
+            file.entries.refuse(file.link, "hard link to nothing", quote(file.path))
 
     # Settling: from entries to changesets, older layers first
 
@@ -148,63 +236,34 @@ class Overlay:
 
     # Resolving: the turn of one layer
 
-    def _resolve(self, changeset: Changeset) -> Survivors:
+    def _resolve(self, changeset: Changeset) -> list[Survivors]:
         entries = changeset.entries
+        shadow = self._shadow
+        walk = self._walk
         if entries.orderly:
             self._find_pending(changeset)
-            survivors = self._survivors_of_orderly(entries)
+            walk = walk or _Walk(entries.layer, shadow)
+            new = walk.feed(
+                entries.paths[walk.rows :], entries.kinds[walk.rows :], entries.parents[walk.rows :]
+            )
+            survivors = walk.survivors
+            shadow.update(walk.marks)
+            for row, path in walk.links:
+                self._file(entries, entries.targets[row]).names.append(path)
+            if walk.root is not None and self.root is None:
+                self.root = entries.layer, walk.root
         else:
             implied = self._implied_directories(changeset)
             self._find_pending(changeset)
-            survivors = self._survivors(changeset, implied)
-        self._promote(survivors, entries)
-        shadow = self._shadow
+            new = survivors = self._survivors(changeset, implied)
+            if walk is not None:
+                new = survivors.after(walk.survivors)
+        promoted = self._promote(survivors, entries.layer)
         for path in changeset.wiped:
             shadow[path] = _BOTH
         for path in changeset.opaque:
             shadow[path] = shadow.get(path, 0) | _WIPED
-        return survivors
-
-    def _survivors_of_orderly(self, entries: Entries) -> Survivors:
-        """Walk the rows once. Own marks may be set on the way: no other row of the layer is at or below the path."""
-        shadow = self._shadow
-        mark = shadow.get
-        dead = bytearray(len(entries.paths) + 1)  # directories, by row + 1, below which all is hidden
-        dead[0] = mark(b"", 0) & _WIPED
-        survivors = Survivors(entries.layer)
-        out_path, out_row = survivors.paths.append, survivors.rows.append
-        root = None
-        for row, (path, kind, parent) in enumerate(
-            zip(entries.paths, entries.kinds, entries.parents, strict=True)
-        ):
-            if dead[parent + 1]:
-                if path:
-                    dead[row + 1] = 1
-                    continue
-            marks = mark(path, 0)
-            if kind == DIRECTORY:
-                if not path:
-                    root = row
-                    continue
-                if marks:
-                    dead[row + 1] = marks & _WIPED
-                    if marks & _TAKEN:
-                        continue
-                shadow[path] = marks | _TAKEN
-                out_path(path)
-                out_row(row)
-            elif kind < WHITEOUT:
-                shadow[path] = _BOTH
-                if marks & _TAKEN:
-                    continue
-                if kind == HARDLINK:
-                    self._file(entries, entries.targets[row]).names.append(path)
-                else:
-                    out_path(path)
-                    out_row(row)
-        if root is not None and self.root is None:
-            self.root = entries.layer, root
-        return survivors
+        return [new, promoted] if promoted.paths else [new]
 
     def _survivors(self, changeset: Changeset, implied: dict[bytes, tuple[int, int] | None]) -> Survivors:
         entries = changeset.entries
@@ -289,22 +348,21 @@ class Overlay:
             found.names.extend(file.names)
             file.joined = found
 
-    def _promote(self, survivors: Survivors, entries: Entries) -> None:
-        """Give each file of the layer that has hard links one name under which it is stored."""
-        files = [file for (layer, _), file in self._files.items() if layer == entries.layer and file.names]
-        if not files:
-            return
-        stored = dict(zip(survivors.rows, survivors.paths, strict=True))
+    def _promote(self, survivors: Survivors, layer: int) -> Survivors:
+        """Give each file of the layer that has hard links one name under which it is stored.
+
+        Return those whose own name does not survive.
+        """
+        promoted = Survivors(layer)
+        files = [file for file in self._files.values() if file.names]
+        self._files = {}
+        stored = dict(zip(survivors.rows, survivors.paths, strict=True)) if files else {}
         for file in files:
             assert file.row is not None
             path = stored.get(file.row)
             if path is None:
                 path = file.names.pop(0)
-                survivors.paths.append(path)
-                survivors.rows.append(file.row)
+                promoted.paths.append(path)
+                promoted.rows.append(file.row)
             self.links.extend((name, path) for name in file.names)
-        self._files = {}
-
-    def _end(self) -> None:
-        for file in self._pending.values():
-            file.entries.refuse(file.link, "hard link to nothing", quote(file.path))
+        return promoted

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paralayer.changeset import IMPLIED
 from paralayer.table import DIRECTORY, FILE, ROW, SYMLINK, Length, Table, TableWriter
 
 if TYPE_CHECKING:
@@ -84,25 +83,23 @@ def gather(survivors: Survivors, tables: Sequence[Table | None], rules: Rules) -
     """Bring together the rows of survivors."""
     own = tables[survivors.layer]
     assert own is not None
-    positions = np.array(survivors.rows, np.int64)
+    positions = np.array(survivors.rows, np.int64) - own.start.rows
+    positions[list(survivors.directories)] = 0  # put in place below
     rows = own.rows[positions] if len(own.rows) else np.zeros(len(positions), ROW)
     for position, place in survivors.directories.items():
         rows[position] = implied_directory() if place is None else _row(tables, place)
-    if rules.newest is not None:
-        late = rows["mtime"] >= rules.newest
-        rows["mtime"][late] = rules.newest
-        rows["nsec"][late] = 0
+    _clamp(rows, rules)
     return Batch(survivors.layer, rows, survivors.paths, tables, rules)
 
 
-def gather_root(place: tuple[int, int] | None, tables: Sequence[Table | None], rules: Rules) -> Batch:
-    """Bring the root's row, or that of a root without an entry, into a batch of its own; its layer has no data."""
-    from paralayer.overlay import Survivors
-
-    survivors = Survivors(0 if place is None else place[0], [b""], [IMPLIED], {0: place})
-    if not tables:
-        return Batch(0, np.array([implied_directory()], ROW), [b""], tables, rules)
-    return gather(survivors, tables, rules)
+def gather_root(table: Table | None, row: int, rules: Rules) -> Batch:
+    """Bring the root's row of a table into a batch of its own; None: the root has no entry."""
+    if table is None:
+        return Batch(0, np.array([implied_directory()], ROW), [b""], [], rules)
+    rows = table.rows[row - table.start.rows :][:1].copy()
+    _clamp(rows, rules)
+    rows["layer"] = 0
+    return Batch(0, rows, [b""], [table], rules)
 
 
 def implied_directory() -> np.void:
@@ -113,8 +110,11 @@ def implied_directory() -> np.void:
     return row[0]
 
 
-def write_table(batch: Batch, fd: int) -> Length:
-    """Write a batch as a table of its own, for jobs that get a part of it."""
+def write_table(batch: Batch, fd: int, step: int) -> list[Length]:
+    """Write a batch as a table of its own, for jobs that get parts of it.
+
+    Return the table's lengths before row 0, `step`, 2 `step`, ..., and at the end.
+    """
     rows = batch.rows.copy()
     extras = []
     at = 0
@@ -127,12 +127,23 @@ def write_table(batch: Batch, fd: int) -> Length:
         extras.append(extra)
     lengths = np.fromiter(map(len, batch.paths), np.int64, len(batch.paths)) + 1
     rows["name"] = np.cumsum(lengths) - lengths
+    extra_lengths = rows["link"].astype(np.int64) + rows["xattrs"] + rows["sparse"].astype(np.int64) * 16
+    ends = np.cumsum(extra_lengths)
     writer = TableWriter(fd)
     writer.append(rows, b"".join(path + b"\0" for path in batch.paths), b"".join(extras))
-    return writer.length
+    return [
+        Length(row, int(rows["name"][row]), int(ends[row - 1]) if row else 0) for row in range(0, len(rows), step)
+    ] + [writer.length]
+
+
+def _clamp(rows: Rows, rules: Rules) -> None:
+    if rules.newest is not None:
+        late = rows["mtime"] >= rules.newest
+        rows["mtime"][late] = rules.newest
+        rows["nsec"][late] = 0
 
 
 def _row(tables: Sequence[Table | None], place: tuple[int, int]) -> np.void:
     table = tables[place[0]]
     assert table is not None
-    return table.rows[place[1]]
+    return table.rows[place[1] - table.start.rows]

@@ -67,6 +67,9 @@ class Length:
     extra: int = 0
 
 
+_NOTHING = Length()
+
+
 class TableWriter:
     """Appends to the table in `fd`, which stays the caller's."""
 
@@ -85,46 +88,46 @@ class TableWriter:
 
 
 class Table:
-    """What was published of a table; it does not need the memfd any longer.
+    """What was published of a table, or the part of it between two lengths; it needs the memfd no longer.
 
-    `rows` is a read-only structured array of dtype `ROW`.
+    `rows` is a read-only structured array of dtype `ROW`; the first of them is row number `start.rows`.
     """
 
-    def __init__(self, fd: int, length: Length) -> None:
-        self.length = length
-        self.rows: Rows = np.frombuffer(_read(fd, 0, length.rows * ROW.itemsize), dtype=ROW)
-        self._names = _read(fd, NAMES, length.names)
-        self._extra = _read(fd, EXTRA, length.extra)
+    def __init__(self, fd: int, stop: Length, start: Length = _NOTHING) -> None:
+        self.start = start
+        raw = _read(fd, start.rows * ROW.itemsize, (stop.rows - start.rows) * ROW.itemsize)
+        self.rows: Rows = np.frombuffer(raw, dtype=ROW)
+        self._names = _read(fd, NAMES + start.names, stop.names - start.names)
+        self._extra = _read(fd, EXTRA + start.extra, stop.extra - start.extra)
 
-    def paths(self, start: int = 0, stop: int | None = None) -> list[bytes]:
-        """Return the paths of rows `start` to `stop` (default: all), in row order."""
-        stop = self.length.rows if stop is None else stop
-        if start >= stop:
-            return []
-        begin = int(self.rows["name"][start])
-        end = int(self.rows["name"][stop]) if stop < self.length.rows else self.length.names
-        return self._names[begin : end - 1].split(b"\0")
+    def paths(self) -> list[bytes]:
+        """Return the paths of the rows."""
+        return self._names[:-1].split(b"\0") if len(self.rows) else []
 
     def linkname(self, row: np.void) -> bytes:
         """Return the link name as stored in the layer; of a hard link, normalised."""
-        return self._extra[int(row["extra"]) : int(row["extra"]) + int(row["link"])]
+        start = self._extra_at(row)
+        return self._extra[start : start + int(row["link"])]
 
     def xattrs(self, row: np.void) -> dict[bytes, bytes]:
         """Return the extended attributes."""
-        start = int(row["extra"]) + int(row["link"])
+        start = self._extra_at(row) + int(row["link"])
         return unpack_xattrs(self._extra[start : start + int(row["xattrs"])])
 
     def extents(self, row: np.void) -> list[tuple[int, int]]:
         """Return (offset in the file, length) of the data of a sparse file, in file order."""
-        start = int(row["extra"]) + int(row["link"]) + int(row["xattrs"])
+        start = self._extra_at(row) + int(row["link"]) + int(row["xattrs"])
         pairs = np.frombuffer(self._extra, _EXTENT, int(row["sparse"]) * 2, start).reshape(-1, 2)
         return [(int(offset), int(length)) for offset, length in pairs]
 
     def extra_of(self, row: np.void) -> bytes:
         """Return the extra bytes of a row as they are stored."""
-        start = int(row["extra"])
+        start = self._extra_at(row)
         stop = start + int(row["link"]) + int(row["xattrs"]) + int(row["sparse"]) * 16
         return self._extra[start:stop]
+
+    def _extra_at(self, row: np.void) -> int:
+        return int(row["extra"]) - self.start.extra
 
 
 def pack_xattrs(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:

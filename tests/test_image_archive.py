@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from layouts import Layout, TarFormat, archive_of
 
+from layouts import Layout, TarFormat, archive_of
 from paralayer.errors import ImageError
 from paralayer.image import Platform, open_image
 from paralayer.image.archive import Archive

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from layouts import Layout, archive_of, digest_of, encode, named, platform_of
 
+from layouts import Layout, archive_of, digest_of, encode, named, platform_of
 from paralayer.errors import DigestError, ImageError
 from paralayer.image import Image, Platform, open_image
 

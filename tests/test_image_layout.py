@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from layouts import (
     CONFIG,
     CONTAINERD_NAME,
@@ -22,7 +23,6 @@ from layouts import (
     named,
     platform_of,
 )
-
 from paralayer.errors import DigestError, ImageError, MediaTypeError
 from paralayer.image import Blob, Platform, open_image
 from paralayer.image.source import open_file, read_document

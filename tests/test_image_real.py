@@ -9,8 +9,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from layouts import Layout, archive_of, digest_of, for_platform, named
 
+from layouts import Layout, archive_of, digest_of, for_platform, named
 from paralayer.image import Platform, open_image
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 import pytest
-from layouts import digest_of
 
+from layouts import digest_of
 from paralayer.errors import ImageError
 from paralayer.image import Digest, Platform
 from paralayer.image.select import full_reference, listed, rank

@@ -4,13 +4,18 @@ Layers are decoded and indexed by jobs; each table goes to the overlay as it com
 that is resolved by then go to the sink in output order. Their data is taken from the layer's stream, which is
 released behind it. The rules of memory:
 
-- A layer that finds no room drops what it has and goes on indexing only. When it is resolved, and something of it
-  survives, it is read a second time.
-- The second reading goes through a small window: its bytes are taken as they come and released at once, so it always
-  has room and never waits for another layer. (A sink that is ordered takes one layer at a time; only the one whose
-  turn it is, is read again.)
+- The *frontier* is the layer whose turn it is and that is not yet indexed. As far as it is orderly its survivors are
+  known while it is decoded, so its bytes are taken as they come and released behind: it goes through a small window,
+  always has room, and never waits for another layer.
+- Any other layer that finds no room drops what it has and goes on indexing only. When it is resolved, and something
+  of it survives, it is read a second time, through a window like the frontier's. (A sink that is ordered takes one
+  layer at a time; only the one whose turn it is, is read again.)
 
-Nothing of this changes the output, only when its bytes are written.
+Nothing of this changes the output, only when its bytes are written. Two things are taken for granted while output
+flows early: that the frontier stays orderly enough (see `paralayer.overlay`), and that the root's entry is where a
+look at the layers' beginnings found it. When either turns out wrong, OverturnedError: then do it once more with a
+sink that has forgotten everything, without `early`. An ordered sink cannot forget; for it, every layer is indexed
+before it is written, and all are before the first byte.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from paralayer.changeset import Entries
 from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted, Progress
 from paralayer.engine.memory import Budget, LayerStream
 from paralayer.engine.plan import next_layer
-from paralayer.overlay import Overlay, Survivors
+from paralayer.engine.peek import root_entry
+from paralayer.overlay import OverturnedError, Overlay, Survivors
 from paralayer.survivors import Rules, gather, gather_root
-from paralayer.table import Table
+from paralayer.table import Length, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +40,11 @@ if TYPE_CHECKING:
     from paralayer.engine.serial import Executor
     from paralayer.image import Layer
     from paralayer.sinks.sink import Placed, Sink, SinkJob
+
+
+# A batch costs about a millisecond whatever its size; these make it a few percent of decoding.
+_FLOW_ROWS = 2000
+_FLOW_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -54,8 +65,12 @@ class _Reading:
     where: str
     stream: LayerStream | None = None
     table_fd: int | None = None
+    length: Length = field(default_factory=Length)  # of the table, published
+    flowed: Length = field(default_factory=Length)  # of the table, resolved already
+    flowed_bytes: int = 0  # decoded by then
+    orderly: bool = False  # as far as published
     worker: int | None = None  # that decodes it now
-    again: bool = False  # a second reading, through a window
+    window: bool = False  # bytes are taken as they come
     identity: tuple[int, ...] | None = None
     placed: list[Placed] = field(default_factory=list)  # batches whose data is not taken yet
     jobs: list[SinkJob] = field(default_factory=list)  # of the sink, not finished
@@ -77,6 +92,7 @@ class Conversion:
         jobs: int,
         check: bool = True,
         check_diff_ids: bool = False,
+        early: bool = True,
         observe: Callable[[Event], None] = lambda event: None,
         finished: Callable[[int], None] = lambda layer: None,
     ) -> None:
@@ -88,6 +104,7 @@ class Conversion:
         self._jobs = jobs
         self._check = check
         self._check_diff_ids = check_diff_ids
+        self._early = early and not sink.ordered
         self._observe = observe
         self._finished = finished
         self._overlay = Overlay(len(layers))
@@ -98,6 +115,7 @@ class Conversion:
         self._decoding: dict[int, _Reading] = {}  # by worker
         self._blocked: dict[int, _Reading] = {}  # by worker: waits for memory
         self._held: list[Survivors] = []  # until the root is known
+        self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
         self._packs: deque[tuple[_Reading, SinkJob]] = deque()
@@ -180,7 +198,7 @@ class Conversion:
     def _read_again(self, worker: int, reading: _Reading) -> None:
         layer = reading.layer
         self.counts.second_readings += 1
-        reading.again = True
+        reading.window = True
         reading.stream = LayerStream(layer.index)
         self._budget.grant(reading.stream, essential=True)
         job = Decode(
@@ -224,19 +242,23 @@ class Conversion:
             reading.stream.decoded = event.decoded
         self._observe(event)
         if isinstance(event, Indexed):
+            reading.orderly, reading.length = event.orderly, event.length
             self._index(reading, event)
-        elif isinstance(event, MemoryWanted):
+            return
+        if reading.table_fd is not None:
+            reading.orderly, reading.length = event.orderly, event.length
+            self._flow(reading, now=isinstance(event, MemoryWanted))
+        if reading.window:
             self._take(reading)
+        if isinstance(event, MemoryWanted):
             self._answer(worker, reading)
-        elif reading.again:
-            self._take(reading)
 
     def _answer(self, worker: int, reading: _Reading) -> None:
         stream = reading.stream
         assert stream is not None
-        if self._budget.grant(stream, essential=reading.again):
+        if self._budget.grant(stream, essential=reading.window):
             self._executor.answer(worker, stream.granted)
-        elif reading.again:
+        elif reading.window:
             self._blocked[worker] = reading
             self._pack_here(reading)
         else:
@@ -246,6 +268,7 @@ class Conversion:
     def _index(self, reading: _Reading, event: Indexed) -> None:
         index = reading.layer.index
         assert reading.table_fd is not None
+        reading.window = False  # all that is decoded is there
         table = self._tables[index] = Table(reading.table_fd, event.length)
         os.close(reading.table_fd)
         reading.table_fd = None
@@ -270,24 +293,65 @@ class Conversion:
     # Survivors to the sink
 
     def _resolve(self) -> None:
-        self._held.extend(self._overlay.resolve())
-        if not self._rooted:
-            if self._overlay.root is None and not self._overlay.done:
-                return
-            self._rooted = True
-            root = self._overlay.root
-            self._sink.root(gather_root(root, self._tables, self._rules), explicit=root is not None)
+        for survivors in self._overlay.resolve():
+            self._readings[survivors.layer].resolved = True
+            self._held.append(survivors)
+        if self._overlay.done and self._rooted and self._overlay.root != self._root:
+            raise OverturnedError
+        if (self._held or self._overlay.done) and (self._rooted or self._find_root()):
+            self._place()
+        if not self._overlay.done:
+            self._flow(self._readings[self._overlay.turn], now=True)
+
+    def _flow(self, reading: _Reading, *, now: bool) -> None:
+        """Resolve what is published of the frontier; unless it must be `now`, when there is enough to make it pay."""
+        if not self._early or not reading.orderly or reading.layer.index != self._overlay.turn:
+            return
+        if reading.table_fd is None or reading.stream is None:
+            return  # complete, or dropped before its turn came
+        rows = reading.length.rows - reading.flowed.rows
+        size = reading.stream.decoded - reading.flowed_bytes
+        if not now and rows < _FLOW_ROWS and size < _FLOW_BYTES:
+            return
+        table = Table(reading.table_fd, reading.length, reading.flowed)
+        reading.flowed, reading.flowed_bytes = reading.length, reading.stream.decoded
+        index = reading.layer.index
+        self._tables[index] = table
+        kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
+        self._held.append(self._overlay.advance(table.paths(), kinds, parents))
+        if self._rooted or self._find_root():
+            reading.window = reading.resolved = True
+            self._place()
+
+    def _find_root(self) -> bool:
+        """Give the sink the root's entry, if it is known or may be guessed."""
+        root = self._overlay.root
+        table = None if root is None else self._tables[root[0]]
+        if root is None and not self._overlay.done:
+            if not self._early:
+                return False
+            for reading in reversed(self._readings):
+                table = root_entry(reading.layer)
+                if table is not None:
+                    root = reading.layer.index, 0
+                    break
+        self._root, self._rooted = root, True
+        batch = gather_root(table, root[1] if root is not None else 0, self._rules)
+        self._sink.root(batch, explicit=root is not None)
+        return True
+
+    def _place(self) -> None:
+        """Give the sink the survivors that are known, and their data as far as it is there."""
+        held, self._held = self._held, []
         touched = []
-        for survivors in self._held:
+        for survivors in held:
             reading = self._readings[survivors.layer]
-            reading.resolved = True
             touched.append(reading)
             if survivors.paths:
                 self.counts.survivors += len(survivors.paths)
                 placed = self._sink.place(gather(survivors, self._tables, self._rules))
                 reading.placed.append(placed)
                 self._order.append(placed)
-        self._held.clear()
         for reading in touched:
             self._take(reading)
 
@@ -303,8 +367,8 @@ class Conversion:
             again = False
             for placed in list(self._takers(reading)):
                 stream = reading.stream
-                if placed.needs is not None and stream is None:
-                    continue
+                if placed.needs is not None and (stream is None or placed.needs < stream.released):
+                    continue  # to be read again
                 fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
                 for job in self._sink.take(placed, fd, upto):
                     reading.jobs.append(job)
@@ -326,12 +390,16 @@ class Conversion:
             self._finished(reading.layer.index)
         if stream is None or not reading.resolved:
             return
-        waiting = self._takers(reading) if reading.again else reading.placed
-        if reading.worker is None and not reading.jobs and (reading.again or not waiting):
+        needed = [placed.needs for placed in reading.placed if placed.needs is not None]
+        if reading.window and self._sink.ordered:
+            needed = [placed.needs for placed in self._takers(reading) if placed.needs is not None]
+        needed = [needs for needs in needed if needs >= stream.released]
+        if reading.worker is None and not reading.jobs and (reading.window or not needed):
             self._close_stream(reading)
         else:
-            bounds = [placed.needs for placed in waiting if placed.needs is not None]
-            bounds += [job.begin for job in reading.jobs]
+            bounds = [*needed, *(job.begin for job in reading.jobs)]
+            if reading.table_fd is not None:
+                bounds.append(reading.flowed_bytes)  # data of entries that are not resolved yet comes behind
             self._budget.free(stream.release(min([*bounds, stream.decoded])))
         for worker, blocked in list(self._blocked.items()):
             assert blocked.stream is not None

@@ -24,11 +24,16 @@ ANNOUNCE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`decoded` bytes of a layer are there, `read` of its blob have been used."""
+    """`decoded` bytes of a layer are there, `read` of its blob have been used.
+
+    `length` of its table is published; `orderly` says whether the layer is, as far as that (see the scanner).
+    """
 
     layer: int
     decoded: int
     read: int
+    length: Length
+    orderly: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,8 @@ class MemoryWanted(Progress):
 
 @dataclass(frozen=True, slots=True)
 class Indexed(Progress):
-    """A layer is decoded, checked and indexed: `length` of its table is published."""
+    """A layer is decoded, checked and indexed; `identity` is of the file that it was read from."""
 
-    length: Length
-    orderly: bool
-    compression: str
     identity: tuple[int, ...]
 
 
@@ -92,51 +94,45 @@ class Decode:
                 raise ImageError(self.where, f"{self.blob.path} was changed while it was converted")
             diff_id = self.diff_id.hasher() if self.diff_id else None
             scanner = Scanner(TableWriter(table_fds[0]), self.layer, self.where) if table_fds else None
-            table = scanner.table if scanner else None
             decoder = open_decoder(blob.read, self.media_type, self.where)
             decoded = announced = 0
+
+            def state() -> tuple[int, int, int, Length, bool]:
+                if scanner is None:
+                    return self.layer, decoded, blob.position, Length(), False
+                scanner.flush()
+                return self.layer, decoded, blob.position, scanner.table.length, scanner.orderly
+
             while chunk := decoder.read():
                 if scanner is not None:
                     scanner.feed(chunk)
                 if diff_id is not None:
                     diff_id.update(chunk)
+                view = memoryview(chunk)
+                while granted is not None and decoded + len(view) > granted:
+                    room = granted - decoded
+                    _pwrite(stream_fd, view[:room], decoded)
+                    decoded += room
+                    view = view[room:]
+                    granted = yield MemoryWanted(*state())
+                    announced = decoded
                 if granted is not None:
-                    view = memoryview(chunk)
-                    while granted is not None and decoded + len(view) > granted:
-                        room = max(0, granted - decoded)
-                        _pwrite(stream_fd, view[:room], decoded)
-                        decoded += room
-                        view = view[room:]
-                        granted = yield MemoryWanted(self.layer, decoded, blob.position)
-                        announced = decoded
-                    if granted is not None:
-                        _pwrite(stream_fd, view, decoded)
-                    decoded += len(view)
-                else:
-                    decoded += len(chunk)
+                    _pwrite(stream_fd, view, decoded)
+                decoded += len(view)
                 if decoded - announced >= ANNOUNCE:
                     announced = decoded
-                    yield Progress(self.layer, decoded, blob.position)
+                    yield Progress(*state())
                 if self.until is not None and decoded >= self.until:
                     break
-            if scanner is None or table is None:
-                yield Progress(self.layer, decoded, blob.position)
+            if scanner is None:
+                yield Progress(*state())
                 return
             scanner.finish()
             blob.check()
-            if diff_id is not None and diff_id.hexdigest() != self.diff_id.encoded:  # type: ignore[union-attr]
-                raise DigestError(
-                    self.where, "diff_id of the decoded layer", f"{diff_id.name}:{diff_id.hexdigest()}", self.diff_id
-                )
-            yield Indexed(
-                self.layer,
-                decoded,
-                blob.position,
-                table.length,
-                scanner.orderly,
-                decoder.compression,
-                blob.identity,
-            )
+            if self.diff_id is not None and diff_id is not None and diff_id.hexdigest() != self.diff_id.encoded:
+                got = f"{self.diff_id.algorithm}:{diff_id.hexdigest()}"
+                raise DigestError(self.where, "diff_id of the decoded layer", got, self.diff_id)
+            yield Indexed(*state(), blob.identity)
         finally:
             blob.close()
 

@@ -89,11 +89,15 @@ class Peak:
     Memfds are not mapped anywhere, so no PSS has them. Seen means every `_SAMPLE_SECONDS` while events come.
     """
 
-    def __init__(self, pids: Sequence[int], budget: Budget) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.bytes = 0
-        self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
+        self._processes = [psutil.Process()]
         self._budget = budget
         self._next = 0.0
+
+    def watch(self, pids: Sequence[int]) -> None:
+        """Look at these processes and this one from now on."""
+        self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
 
     def sample(self) -> None:
         """Look, unless it was done a moment ago."""

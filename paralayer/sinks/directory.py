@@ -53,7 +53,7 @@ class WriteFiles:
     """
 
     name: str
-    length: Length
+    part: tuple[Length, Length]  # of the batch's table, with all of the rows
     start: int
     stop: int
     skipped: tuple[int, ...]  # rows that are written in parts
@@ -61,18 +61,17 @@ class WriteFiles:
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
         top, table_fd, stream = fds
-        table = Table(table_fd, self.length)
+        before, after = self.part
+        table = Table(table_fd, after, before)
         maker = _Maker(top, self.name)
-        paths = table.paths(self.start, self.stop)
         rules = Rules()
-        rows = table.rows[self.start : self.stop].copy()
+        rows = table.rows.copy()
         rows["layer"] = 0  # one table has the extra bytes of all of them
-        batch = Batch(0, rows, paths, [table], rules)
-        skipped = {row - self.start for row in self.skipped}
-        directories = set(np.flatnonzero(batch.rows["kind"] == DIRECTORY).tolist())
-        for index in range(len(paths)):
-            if index not in skipped and index not in directories:
-                maker.make(batch, index, stream)
+        batch = Batch(0, rows, table.paths(), [table], rules)
+        kinds = rows["kind"].tolist()
+        for row in range(self.start, self.stop):
+            if row not in self.skipped and kinds[row - before.rows] != DIRECTORY:
+                maker.make(batch, row - before.rows, stream)
         yield Finished(maker.lost + rules.dropped)
 
 
@@ -119,7 +118,7 @@ class _DirectoryBatch:
     until: int
     batch: Batch
     table_fd: int
-    length: Length
+    lengths: list[Length]  # of the table, every _JOB_FILES rows and at its end
     kinds: list[int]
     data: list[int]
     stored: list[int]
@@ -137,17 +136,26 @@ class DirectorySink:
     def __init__(self, path: str, *, replace: bool = False) -> None:
         self._output = Output(path, replace=replace)
         self._name = path
+        self._open: set[int] = set()  # tables of batches
+        self._begin()
+
+    def _begin(self) -> None:
         os.mkdir(self._output.temporary, 0o700)
         self._top = os.open(self._output.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # there is none, or the file system knows none
             os.removexattr(self._top, "system.posix_acl_default")
-        self._maker = _Maker(self._top, path)
+        self._maker = _Maker(self._top, self._name)
         self._late: list[tuple[Batch, list[int]]] = []  # directories and large files: metadata come at the end
         self._links: Sequence[tuple[bytes, bytes]] = ()
         self._root: Batch | None = None
-        self._open: set[int] = set()
         self.lost: Counter[str] = Counter()
         self.written = 0
+
+    def restart(self) -> None:
+        """See `Sink`."""
+        self.close()
+        self._output.abort()
+        self._begin()
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """See `Sink`."""
@@ -170,7 +178,7 @@ class DirectorySink:
             until=int((rows["data"] + rows["stored"])[has_data].max(initial=0)),
             batch=batch,
             table_fd=fd,
-            length=write_table(batch, fd),
+            lengths=write_table(batch, fd, _JOB_FILES),
             kinds=rows["kind"].tolist(),
             data=rows["data"].tolist(),
             stored=rows["stored"].tolist(),
@@ -198,7 +206,8 @@ class DirectorySink:
             if index - start >= _JOB_FILES or size >= _JOB_BYTES or index == count or not whole:
                 if any(kind != DIRECTORY for kind in placed.kinds[start:index]):
                     skipped = tuple(row for row in placed.in_parts if start <= row < index)
-                    job = WriteFiles(self._name, placed.length, start, index, skipped)
+                    part = placed.lengths[start // _JOB_FILES], placed.lengths[-(-index // _JOB_FILES)]
+                    job = WriteFiles(self._name, part, start, index, skipped)
                     jobs.append(_Part(job, begin, (self._top, placed.table_fd), placed))
                 start, size, begin = index, 0, _NOWHERE
         placed.index = index

@@ -35,7 +35,7 @@ class Sink(Protocol):
     """Where survivors go. A context manager: the output appears with `commit` or not at all."""
 
     ordered: bool
-    """Data must come in the order of the output."""
+    """Data must come in the order of the output, and what is written is written: no `restart`."""
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """Take the root directory, before anything else; `explicit` when the image has an entry for it."""
@@ -54,6 +54,9 @@ class Sink(Protocol):
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """Take the hard links, (path, path of the file), when everything is placed."""
+
+    def restart(self) -> None:
+        """Forget everything; nothing is at work on the output."""
 
     def commit(self) -> None:
         """Complete the output, and give it its name."""

@@ -75,13 +75,21 @@ class TarSink:
         else:
             self._fd = os.dup(fd)
         self.ordered = self._output is None
+        self._buffer = bytearray(_BUFFER)
+        self.lost: Counter[str] = Counter()
+        self._begin()
+
+    def _begin(self) -> None:
         self._end = 0  # of what is placed
         self._at = 0  # file position
-        self._rows: dict[bytes, np.void] = {}
-        self._kept: list[Batch] = []
-        self._buffer = bytearray(_BUFFER)
+        self._kept: list[Batch] = []  # hard links take their files' metadata from them
         self.written = 0
-        self.lost: Counter[str] = Counter()
+
+    def restart(self) -> None:
+        """See `Sink`."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._begin()
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """See `Sink`."""
