@@ -17,6 +17,7 @@ import stat
 from paralayer.errors import SinkError
 
 _AT_FDCWD = -100
+_SYNC_FILE_RANGE_WRITE = 2
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 
 
@@ -55,6 +56,11 @@ class Output:
     def abort(self) -> None:
         """Remove the temporary, if it is there."""
         remove(self.temporary)
+
+
+def start_writeback(fd: int) -> None:
+    """Let the kernel begin to write a file's dirty pages to disk, without waiting; a hint, so it cannot fail."""
+    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def remove(path: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralayer.errors import SinkError
-from paralayer.sinks.output import Output
+from paralayer.sinks.output import Output, start_writeback
 from paralayer.table import FILE, HARDLINK, ROW
 from paralayer.tar.header import padding
 from paralayer.tar.writer import END, pack_headers, pack_links
@@ -34,6 +34,7 @@ _LARGE = 128 << 10  # extents from here on are sent by the kernel: half the CPU 
 _BUFFER = 1 << 20
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
+_FLUSH = 32 << 20  # written bytes after which the kernel is told to begin, so that the last fsync finds little left
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class TarSink:
     def _begin(self) -> None:
         self._end = 0  # of what is placed
         self._at = 0  # file position
+        self._flushed = 0
         self._kept: list[Batch] = []  # hard links take their files' metadata from them
         self.written = 0
 
@@ -128,6 +130,9 @@ class TarSink:
             self._at = placed.position
             self._write(placed, stream_fd, upto)
             placed.position = self._at
+            if self._output is not None and self._at - self._flushed >= _FLUSH:
+                start_writeback(self._fd)
+                self._flushed = self._at
         except OSError as error:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
         return ()

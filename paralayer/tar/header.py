@@ -54,12 +54,13 @@ def text(block: bytes, where: tuple[int, int]) -> bytes:
 def parse_number(raw: bytes) -> int:
     """Parse a numeric field: octal, or base-256 (two's complement) when the top bit is set.
 
-    Octal may have leading spaces and ends at the first NUL or space, or with the field; blank is 0.
+    Octal may have leading spaces and NULs, as all readers accept them, and ends at the next NUL or space, or with
+    the field; blank is 0.
     """
     if raw[0] & 0x80:
         value = int.from_bytes(raw, "big") & ((1 << (8 * len(raw) - 1)) - 1)
         return value - (1 << (8 * len(raw) - 1)) if raw[0] & 0x40 else value
-    digits = raw.lstrip(b" ").split(b"\0", 1)[0].split(b" ", 1)[0]
+    digits = raw.lstrip(b" \0").split(b"\0", 1)[0].split(b" ", 1)[0]
     if digits.strip(b"01234567"):
         raise HeaderError("malformed number", repr(raw)[1:], "octal digits")
     return int(digits, 8) if digits else 0

@@ -29,8 +29,9 @@ def normalise(name: bytes) -> bytes:
             components.pop()
         elif component and component != b".":
             components.append(component)
-    for component in components:
-        if len(component) > NAME_MAX and not component.startswith(WHITEOUT_PREFIX):
+    for position, component in enumerate(components, 1):
+        is_whiteout = position == len(components) and component.startswith(WHITEOUT_PREFIX)
+        if len(component) > NAME_MAX and not is_whiteout:  # a whiteout is never created
             raise HeaderError(
                 "name has a component that is too long", f"{len(component)} bytes", f"at most {NAME_MAX}"
             )

@@ -9,9 +9,8 @@ import re
 
 from paralayer.tar.header import HeaderError
 
-_DECIMAL = re.compile(rb"[0-9]+\Z")
-_TIME = re.compile(rb"(-?)([0-9]*)(?:\.([0-9]*))?\Z")
-_LENGTH_DIGITS = 20
+_TIME = re.compile(rb"(-?)([0-9]+)(?:\.([0-9]*))?\Z")
+_MAX_DIGITS = 19  # of 63 bits
 
 
 def parse_records(block: bytes) -> list[tuple[bytes, bytes]]:
@@ -19,13 +18,13 @@ def parse_records(block: bytes) -> list[tuple[bytes, bytes]]:
     records = []
     at = 0
     while at < len(block):
-        space = block.find(b" ", at, at + _LENGTH_DIGITS)
-        digits = block[at:space] if space > 0 else b""
-        if not _DECIMAL.match(digits):
+        space = block.find(b" ", at)
+        length = parse_decimal(block[at:space]) if space >= 0 else None
+        if length is None:
             raise HeaderError("PAX record without a length", repr(block[at : at + 16])[1:])
-        stop = at + int(digits)
+        stop = at + length
         if stop > len(block) or stop <= space + 1 or block[stop - 1] != 0x0A:
-            raise HeaderError("PAX record with a wrong length", int(digits))
+            raise HeaderError("PAX record with a wrong length", length)
         key, separator, value = block[space + 1 : stop - 1].partition(b"=")
         if not separator or not key:
             raise HeaderError("PAX record without a key and '='", repr(key[:40])[1:])
@@ -34,28 +33,34 @@ def parse_records(block: bytes) -> list[tuple[bytes, bytes]]:
     return records
 
 
+def parse_decimal(digits: bytes) -> int | None:
+    """Parse a decimal number of at most 63 bits, which may have leading zeros; None if it is not one."""
+    significant = digits.lstrip(b"0")
+    if not digits.isdigit() or len(significant) > _MAX_DIGITS:
+        return None
+    value = int(significant or b"0")
+    return value if value < 1 << 63 else None
+
+
 def parse_integer(key: str, value: bytes) -> int:
-    """Parse a decimal number of at most 63 bits."""
-    digits = value[1:] if value[:1] == b"-" else value
-    if not _DECIMAL.match(digits) or len(digits) > 30 or int(digits) >= 1 << 63:  # noqa: PLR2004 - far above 63 bits
+    """Parse a number of at most 63 bits and a sign."""
+    number = parse_decimal(value.removeprefix(b"-"))
+    if number is None:
         raise HeaderError(f"PAX {key}: malformed number", repr(value[:40])[1:])
-    return int(value)
+    return -number if value[:1] == b"-" else number
 
 
 def parse_time(key: str, value: bytes) -> tuple[int, int]:
-    """Parse a time to (seconds, nanoseconds), rounded down; nanoseconds are 0 to 999,999,999."""
+    """Parse a time to (seconds of 64 bits, nanoseconds from 0 to 999,999,999); further digits are cut."""
     match = _TIME.match(value)
-    if not match or not (match[2] or match[3]) or len(match[2]) > 18:  # noqa: PLR2004 - 18 digits are below 63 bits
+    digits = match[2].lstrip(b"0") if match else b""
+    if not match or len(digits) > _MAX_DIGITS:
         raise HeaderError(f"PAX {key}: malformed time", repr(value[:40])[1:])
-    seconds = int(match[2] or b"0")
-    fraction = match[3] or b""
-    nanoseconds = int(fraction[:9].ljust(9, b"0"))
-    if not match[1]:
-        return seconds, nanoseconds
-    if fraction[9:].strip(b"0"):
-        nanoseconds += 1
-    total = -(seconds * 10**9 + nanoseconds)
-    return total // 10**9, total % 10**9
+    total = int(digits or b"0") * 10**9 + int((match[3] or b"")[:9].ljust(9, b"0"))
+    seconds, nanoseconds = divmod(-total if match[1] else total, 10**9)
+    if not -(1 << 63) <= seconds < 1 << 63:
+        raise HeaderError(f"PAX {key}: time out of range", repr(value[:40])[1:], "seconds of 64 bits")
+    return seconds, nanoseconds
 
 
 def pack_record(key: bytes, value: bytes) -> bytes:

@@ -6,15 +6,15 @@ A map is a list of (offset in the file, length) of the parts that are stored, on
 
 from __future__ import annotations
 
-import re
-
-from paralayer.tar.header import HeaderError, parse_number
+from paralayer.tar.header import BLOCK, HeaderError, parse_number
+from paralayer.tar.pax import parse_decimal
 
 _HEADER_MAP, _HEADER_CHUNKS = 386, 4
 _HEADER_EXTENDED = 482
 _HEADER_REAL_SIZE = 483
 _BLOCK_CHUNKS, _BLOCK_EXTENDED = 21, 504
-_DECIMAL = re.compile(rb"[0-9]{1,19}\Z")
+_CHUNK = 24
+_MAX_MAP = 1 << 20  # bytes of a map as it stands in the archive: what other extension headers may have
 
 Extents = list[tuple[int, int]]
 
@@ -25,58 +25,62 @@ def parse_old_header(block: bytes) -> tuple[Extents, int, bool]:
     return _old_chunks(block, _HEADER_MAP, _HEADER_CHUNKS), real_size, block[_HEADER_EXTENDED] != 0
 
 
-def parse_old_extension(block: bytes) -> tuple[Extents, bool]:
-    """Parse an extension block to (its part of the map, whether another follows)."""
-    return _old_chunks(block, 0, _BLOCK_CHUNKS), block[_BLOCK_EXTENDED] != 0
+def extend_old_map(extents: Extents, block: bytes) -> bool:
+    """Append an extension block's part of the map; return whether another block follows."""
+    extents += _old_chunks(block, 0, _BLOCK_CHUNKS)
+    if len(extents) * _CHUNK > _MAX_MAP:
+        raise HeaderError("sparse map: too long", f"{len(extents)} chunks", f"at most {_MAX_MAP // _CHUNK}")
+    return block[_BLOCK_EXTENDED] != 0
 
 
 def _old_chunks(block: bytes, start: int, count: int) -> Extents:
     chunks = []
-    for at in range(start, start + 24 * count, 24):
+    for at in range(start, start + _CHUNK * count, _CHUNK):
         if not block[at]:
             break
         chunks.append((parse_number(block[at : at + 12]), parse_number(block[at + 12 : at + 24])))
     return chunks
 
 
-def parse_decimal(value: bytes) -> int:
-    """Parse a number of a PAX sparse map."""
-    if not _DECIMAL.match(value):
-        raise HeaderError("sparse map: malformed number", repr(value[:40])[1:])
-    return int(value)
+def parse_size(value: bytes) -> int:
+    """Parse a number of a PAX sparse file."""
+    number = parse_decimal(value)
+    if number is None:
+        raise HeaderError("sparse file: malformed number", repr(value[:40])[1:])
+    return number
 
 
-def parse_pax_map(values: list[bytes]) -> Extents:
-    """Parse the numbers of formats 0.0 and 0.1: offset, length, offset, length, ..."""
-    if len(values) % 2:
-        raise HeaderError("sparse map: odd count of numbers", len(values))
-    numbers = [parse_decimal(value) for value in values]
+def parse_pax_map(values: list[bytes], count: bytes) -> Extents:
+    """Parse the numbers of formats 0.0 and 0.1, offset, length, offset, length, ..., and how many pairs they are."""
+    numbers = [parse_size(value) for value in values]
+    if len(numbers) != 2 * parse_size(count):
+        raise HeaderError("sparse map: wrong count of numbers", len(numbers), f"2 * {count.decode()}")
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def numbers_in_data(data: bytes) -> int | None:
-    """Return how many numbers (each ended by a newline) a format 1.0 map has, or None while that is unknown.
+class MapInData:
+    """The map of format 1.0, gathered block by block: a count, then twice as many numbers, each with a newline.
 
-    The map stands before the file's data: a count, then twice as many numbers.
+    It stands in blocks of its own before the file's data; `size` is that of both.
     """
-    first, newline, _ = data.partition(b"\n")
-    if not newline:
-        if len(data) > 20:  # noqa: PLR2004 - more digits than 63 bits have
-            raise HeaderError("sparse map: malformed number", repr(first[:40])[1:])
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._gathered = bytearray()
+        self._missing = 0  # newlines
+
+    def add(self, block: bytes) -> Extents | None:
+        """Take the next block; return the map once all of it is there."""
+        if not self._gathered:
+            count = parse_size(block.partition(b"\n")[0])
+            if 4 * count > self._size:  # a number and its newline have two bytes at least
+                raise HeaderError("sparse map: more chunks than the data can tell", count)
+            self._missing = 1 + 2 * count
+        self._gathered += block
+        self._missing -= block.count(b"\n")
+        if self._missing <= 0:
+            count, *numbers = bytes(self._gathered).split(b"\n")
+            ...
+        if len(self._gathered) + BLOCK > min(self._size, _MAX_MAP):
+            raise HeaderError("sparse map: incomplete", f"{len(self._gathered)} bytes")
         return None
-    return 1 + 2 * parse_decimal(first)
-
-
-def check(extents: Extents, stored: int, real_size: int) -> None:
-    """Refuse a map that is unordered, overlaps, leaves the file or does not fit the stored data."""
-    end = 0
-    total = 0
-    for offset, length in extents:
-        if offset < end or length < 0:
-            raise HeaderError("sparse map: unordered or overlapping", offset, f"at least {end}")
-        end = offset + length
-        total += length
-    if end > real_size:
-        raise HeaderError("sparse map: beyond the end of the file", end, f"at most {real_size}")
-    if total != stored:
-        raise HeaderError("sparse map: not the stored data", total, stored)
