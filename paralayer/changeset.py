@@ -9,13 +9,15 @@ Pure: neither processes nor files. The older layers are asked through `Older`, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from paralayer.errors import LayerError, quote
 from paralayer.table import DIRECTORY, HARDLINK, OPAQUE, SYMLINK, WHITEOUT
 from paralayer.tar.names import split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 IMPLIED = -1  # in place of a row: a directory without an entry
 MAX_SYMLINKS = 40  # on the way to one entry, as in Linux
@@ -318,7 +320,9 @@ class _Application:
             if found is not None and found[0] == SYMLINK:
                 symlinks += 1
                 if symlinks > MAX_SYMLINKS:
-                    self._entries.refuse(entry, "too many symlinks on the way", want=f"at most {MAX_SYMLINKS}")
+                    self._entries.refuse(
+                        entry, "too many symlinks on the way", want=f"at most {MAX_SYMLINKS}"
+                    )
                 if found[1].startswith(b"/"):
                     path = b""
                 todo.extend((part, True) for part in reversed(found[1].split(b"/")))

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 
@@ -30,7 +30,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
 _INTERRUPTED = 130
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -41,7 +41,7 @@ class _Size(click.ParamType):
         return size
 
 
-class _PlatformType(click.ParamType):
+class _PlatformType(click.ParamType[Platform]):
     name = "os/arch[/variant]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Platform:
@@ -78,16 +78,41 @@ def cli() -> None:
 
 
 @cli.command("convert", short_help="Convert an image to one tar archive or directory.")
-@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Layers worked on at the same time. [default: the processors that may be used]")
-@click.option("--memory", type=_Size(), metavar="SIZE", help="Decoded bytes to keep, such as 512M. [default: a quarter of what is available]")
-@click.option("--format", "format_", type=click.Choice(["tar", "directory"]), help="Needed when OUTPUT does not tell.")
-@click.option("--platform", type=_PlatformType(), metavar="P", help="os/arch[/variant] to take from a multi-platform image. [default: this machine's]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Layers worked on at the same time. [default: the processors that may be used]",
+)
+@click.option(
+    "--memory",
+    type=_Size(),
+    metavar="SIZE",
+    help="Decoded bytes to keep, such as 512M. [default: a quarter of what is available]",
+)
+@click.option(
+    "--format", "format_", type=click.Choice(["tar", "directory"]), help="Needed when OUTPUT does not tell."
+)
+@click.option(
+    "--platform",
+    type=_PlatformType(),
+    metavar="P",
+    help="os/arch[/variant] to take from a multi-platform image. [default: this machine's]",
+)
 @click.option("--check-diff-ids", is_flag=True, help="Check the digests of decoded layers as well.")
 @click.option("--no-check", is_flag=True, help="Check no digests at all.")
-@click.option("--mtime", type=int, metavar="T", callback=_epoch, help="Latest modification time, seconds since the epoch. [default: $SOURCE_DATE_EPOCH]")
+@click.option(
+    "--mtime",
+    type=int,
+    metavar="T",
+    callback=_epoch,
+    help="Latest modification time, seconds since the epoch. [default: $SOURCE_DATE_EPOCH]",
+)
 @click.option("--force", is_flag=True, help="Replace an existing OUTPUT, at the end and at once.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output."
+)
 @click.argument("image")
 @click.argument("output")
 def convert_command(
@@ -152,7 +177,9 @@ def _spec(output: str, format_: Format | None, *, force: bool, mtime: int | None
         elif not name.strip(".") or "." not in name.lstrip("."):
             format_ = "directory"
         else:
-            raise click.UsageError(f"the name {output!r} does not tell the format: say --format tar or directory")
+            raise click.UsageError(
+                f"the name {output!r} does not tell the format: say --format tar or directory"
+            )
     if format_ == "tar":
         return ImageSpec.tar(None if output == "-" else output, force=force, mtime=mtime)
     if output == "-":
@@ -173,7 +200,7 @@ def _summary(result: ConversionResult) -> str:
 
 def _size(size: float) -> str:
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:  # noqa: PLR2004 - the step of the units
+        if size < 1024:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
@@ -190,7 +217,7 @@ class _Display:
 
             self._live = LiveDisplay()
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
@@ -232,8 +259,11 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt, InterruptedByUser) as error:
-        click.echo(f"paralayer: {error or 'interrupted'}", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("paralayer: interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+    except InterruptedByUser as error:
+        click.echo(f"paralayer: {error}", err=True)
         sys.exit(_INTERRUPTED)
     except ParalayerError as error:
         click.echo(f"paralayer: error: {error}", err=True)

@@ -271,7 +271,7 @@ class _Gzip(_Members):
     compression = "gzip"
 
     def __init__(self, source: _Source) -> None:
-        from isal import igzip_lib, isal_zlib  # noqa: PLC0415 - a run loads only the codecs that it meets
+        from isal import igzip_lib, isal_zlib
 
         super().__init__(source, cast("type[Exception]", igzip_lib.error))
         self._new = igzip_lib.IgzipDecompressor
@@ -354,7 +354,7 @@ class _Bzip2(_Members):
     compression = "bzip2"
 
     def __init__(self, source: _Source) -> None:
-        import bz2  # noqa: PLC0415 - a run loads only the codecs that it meets
+        import bz2
 
         super().__init__(source, OSError)
         self._new = bz2.BZ2Decompressor
@@ -374,7 +374,7 @@ class _Xz(_Members):
     compression = "xz"
 
     def __init__(self, source: _Source) -> None:
-        import lzma  # noqa: PLC0415 - a run loads only the codecs that it meets
+        import lzma
 
         super().__init__(source, lzma.LZMAError)
         self._lzma = lzma
@@ -409,7 +409,7 @@ class _Zstd:
     compression = "zstd"
 
     def __init__(self, source: _Source) -> None:
-        import zstandard  # noqa: PLC0415 - a run loads only the codecs that it meets
+        import zstandard
 
         self._where = source.where
         self._error = zstandard.ZstdError

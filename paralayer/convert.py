@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,8 @@ from paralayer.errors import SinkError
 from paralayer.image import Image, Platform, open_image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paralayer.engine.jobs import Event
     from paralayer.sinks.directory import DirectorySink
     from paralayer.sinks.tar import TarSink
@@ -203,7 +204,8 @@ def convert(
             memory=memory,
             peak_memory=peak.bytes,
             seconds=clock.seconds(),
-            warnings=image.warnings + tuple(f"left out: {what}: {count}" for what, count in sorted(lost.items())),
+            warnings=image.warnings
+            + tuple(f"left out: {what}: {count}" for what, count in sorted(lost.items())),
         )
 
 

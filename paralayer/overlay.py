@@ -291,7 +291,9 @@ class Overlay:
         for file in changeset.files.values():
             self._register(file)  # also what nobody can see must be there
         if self.root is None:
-            roots = [row for row, path in enumerate(entries.paths) if not path and entries.kinds[row] == DIRECTORY]
+            roots = [
+                row for row, path in enumerate(entries.paths) if not path and entries.kinds[row] == DIRECTORY
+            ]
             if roots:
                 self.root = entries.layer, roots[-1]
         return survivors

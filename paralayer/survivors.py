@@ -74,7 +74,7 @@ class Batch:
         return kept
 
     def _table(self, index: int) -> Table:
-        table = self.tables[self.rows["layer"][index]]
+        table = self.tables[int(self.rows["layer"][index])]
         assert table is not None
         return table
 
@@ -107,7 +107,8 @@ def implied_directory() -> np.void:
     row = np.zeros(1, ROW)
     row["kind"] = DIRECTORY
     row["mode"] = 0o755
-    return row[0]
+    implied: np.void = row[0]
+    return implied
 
 
 def write_table(batch: Batch, fd: int, step: int) -> list[Length]:
@@ -118,7 +119,9 @@ def write_table(batch: Batch, fd: int, step: int) -> list[Length]:
     rows = batch.rows.copy()
     extras = []
     at = 0
-    for index in np.flatnonzero((rows["kind"] == SYMLINK) | (rows["xattrs"] > 0) | (rows["sparse"] > 0)).tolist():
+    for index in np.flatnonzero(
+        (rows["kind"] == SYMLINK) | (rows["xattrs"] > 0) | (rows["sparse"] > 0)
+    ).tolist():
         table = batch.tables[rows["layer"][index]]
         assert table is not None
         extra = table.extra_of(rows[index])
@@ -132,7 +135,8 @@ def write_table(batch: Batch, fd: int, step: int) -> list[Length]:
     writer = TableWriter(fd)
     writer.append(rows, b"".join(path + b"\0" for path in batch.paths), b"".join(extras))
     return [
-        Length(row, int(rows["name"][row]), int(ends[row - 1]) if row else 0) for row in range(0, len(rows), step)
+        Length(row, int(rows["name"][row]), int(ends[row - 1]) if row else 0)
+        for row in range(0, len(rows), step)
     ] + [writer.length]
 
 
@@ -146,4 +150,5 @@ def _clamp(rows: Rows, rules: Rules) -> None:
 def _row(tables: Sequence[Table | None], place: tuple[int, int]) -> np.void:
     table = tables[place[0]]
     assert table is not None
-    return table.rows[place[1] - table.start.rows]
+    row: np.void = table.rows[place[1] - table.start.rows]
+    return row

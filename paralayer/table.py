@@ -79,7 +79,7 @@ class TableWriter:
 
     def append(self, rows: Rows, names: bytes, extra: bytes) -> None:
         """Append rows, whose `name` and `extra` count from the start of the table."""
-        _write_all(self._fd, memoryview(rows).cast("B"), self.length.rows * ROW.itemsize)
+        _write_all(self._fd, memoryview(rows.tobytes()), self.length.rows * ROW.itemsize)
         _write_all(self._fd, memoryview(names), NAMES + self.length.names)
         _write_all(self._fd, memoryview(extra), EXTRA + self.length.extra)
         self.length = Length(

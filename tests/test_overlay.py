@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images import write_layer
-from model import Entry, Node, Refused, merge
-from strategies import any_stacks, valid_stacks
-from trees import diff, from_model
 
+from images import write_layer
+from model import Entry, Node, Refused, directory, file, merge
 from paralayer.changeset import IMPLIED, Entries
 from paralayer.errors import LayerError
-from paralayer.overlay import Overlay
+from paralayer.overlay import Overlay, OverturnedError
 from paralayer.table import Table, TableWriter
 from paralayer.tar.scanner import Scanner
+from strategies import any_stacks, valid_stacks
+from trees import diff, from_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,7 @@ class Scanned:
             self.table = Table(fd, writer.length)
         finally:
             os.close(fd)
+        self.orderly_rows = scanner.orderly_rows
         rows = self.table.rows
         self.entries = Entries(
             layer,
@@ -75,14 +76,28 @@ class Scanned:
 IMPLIED_NODE = Node("dir", 0o755, 0, 0, 0, 0, b"", b"", {}, 0, 0, ())
 
 
-def merged(stack: Sequence[Sequence[Entry]], order: Sequence[int] | None = None) -> dict[bytes, Node]:
-    """Merge with the engine's overlay, layers indexed in `order`; check what every output relies on."""
+def merged(
+    stack: Sequence[Sequence[Entry]], order: Sequence[int] | None = None, pieces: Sequence[int] = ()
+) -> dict[bytes, Node]:
+    """Merge with the engine's overlay, layers indexed in `order`; check what every output relies on.
+
+    Before a layer whose turn it is gets complete, as many of its orderly rows as `pieces` say are resolved.
+    """
     layers = [Scanned(index, entries) for index, entries in enumerate(stack)]
     overlay = Overlay(len(layers))
     where: dict[bytes, tuple[int, int] | None] = {}
     for index in order if order is not None else range(len(layers)):
+        early = []
+        if index == overlay.turn:
+            at, entries = 0, layers[index].entries
+            for piece in pieces:
+                stop = min(at + piece, layers[index].orderly_rows)
+                early.append(
+                    overlay.advance(entries.paths[at:stop], entries.kinds[at:stop], entries.parents[at:stop])
+                )
+                at = stop
         overlay.add(layers[index].entries)
-        for survivors in overlay.resolve():
+        for survivors in [*early, *overlay.resolve()]:
             for position, (path, row) in enumerate(zip(survivors.paths, survivors.rows, strict=True)):
                 assert path not in where, "each path once"
                 parent = path.rpartition(b"/")[0]
@@ -100,9 +115,7 @@ def merged(stack: Sequence[Sequence[Entry]], order: Sequence[int] | None = None)
         group = tuple(sorted(links.get(path, [path])))
         for name in group:
             tree[name] = (
-                layers[place[0]].node(place[1], group)
-                if place
-                else replace(IMPLIED_NODE, group=group)
+                layers[place[0]].node(place[1], group) if place else replace(IMPLIED_NODE, group=group)
             )
     return tree
 
@@ -127,3 +140,48 @@ def test_survivors_do_not_depend_on_the_order_of_indexing(stack: list[list[Entry
         for order in itertools.islice(itertools.permutations(range(len(stack))), 6)
     ]
     assert all(result == results[0] for result in results)
+
+
+@given(valid_stacks(), st.lists(st.integers(0, 4), max_size=5))
+def test_survivors_known_early_are_how_the_survivors_begin(
+    stack: list[list[Entry]], pieces: list[int]
+) -> None:
+    order = range(len(stack) - 1, -1, -1)
+    want = list(merged(stack, order).items())
+    try:
+        got = list(merged(stack, order, pieces).items())
+    except OverturnedError:
+        assert any(paths_come_twice(layer) for layer in stack)
+        return
+    assert got == want
+
+
+def paths_come_twice(layer: Sequence[Entry]) -> bool:
+    scanned = Scanned(0, layer)
+    return not scanned.entries.orderly
+
+
+def test_a_path_that_comes_twice_overturns_what_was_given_out() -> None:
+    layer = Scanned(0, [directory(b"d"), file(b"d/a", b"1"), file(b"b"), file(b"d/a", b"2")])
+    assert layer.orderly_rows == 3
+    overlay = Overlay(1)
+    early = overlay.advance(*(column[:3] for column in columns(layer)))
+    assert early.paths == [b"d", b"d/a", b"b"]
+    overlay.add(layer.entries)
+    with pytest.raises(OverturnedError):
+        list(overlay.resolve())
+
+
+def test_a_hidden_path_that_comes_twice_overturns_nothing() -> None:
+    newer = Scanned(1, [file(b"d")])
+    layer = Scanned(0, [directory(b"d"), file(b"d/a", b"1"), file(b"b"), file(b"d/a", b"2")])
+    overlay = Overlay(2)
+    overlay.add(newer.entries)
+    assert [survivors.paths for survivors in overlay.resolve()] == [[b"d"]]
+    assert overlay.advance(*(column[:3] for column in columns(layer))).paths == [b"b"]
+    overlay.add(layer.entries)
+    assert [survivors.paths for survivors in overlay.resolve()] == [[]]
+
+
+def columns(layer: Scanned) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
+    return layer.entries.paths, layer.entries.kinds, layer.entries.parents

@@ -26,11 +26,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import Entries
-from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted, Progress
+from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted
 from paralayer.engine.memory import Budget, LayerStream
-from paralayer.engine.plan import next_layer
 from paralayer.engine.peek import root_entry
-from paralayer.overlay import OverturnedError, Overlay, Survivors
+from paralayer.engine.plan import next_layer
+from paralayer.overlay import Overlay, OverturnedError, Survivors
 from paralayer.survivors import Rules, gather, gather_root
 from paralayer.table import Length, Table
 
@@ -93,8 +93,8 @@ class Conversion:
         check: bool = True,
         check_diff_ids: bool = False,
         early: bool = True,
-        observe: Callable[[Event], None] = lambda event: None,
-        finished: Callable[[int], None] = lambda layer: None,
+        observe: Callable[[Event], None] = lambda _: None,
+        finished: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.counts = Counts()
         self._sink = sink
@@ -385,7 +385,9 @@ class Conversion:
     def _release(self, reading: _Reading) -> None:
         """Free what nobody needs any more of a layer's decoded bytes."""
         stream = reading.stream
-        if reading.resolved and not (reading.finished or reading.worker is not None or reading.placed or reading.jobs):
+        if reading.resolved and not (
+            reading.finished or reading.worker is not None or reading.placed or reading.jobs
+        ):
             reading.finished = True
             self._finished(reading.layer.index)
         if stream is None or not reading.resolved:

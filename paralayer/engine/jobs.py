@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paralayer.compression import open_decoder
 from paralayer.errors import DigestError, ImageError
-from paralayer.image import Blob, Digest
 from paralayer.table import Length, TableWriter
 from paralayer.tar.scanner import Scanner
 
-ANNOUNCE = 4 << 20
+if TYPE_CHECKING:
+    from paralayer.image import Blob, Digest
+
+ANNOUNCE = 16 << 20
 """Decoded bytes between two announcements of progress."""
 
 
@@ -129,7 +131,11 @@ class Decode:
                 return
             scanner.finish()
             blob.check()
-            if self.diff_id is not None and diff_id is not None and diff_id.hexdigest() != self.diff_id.encoded:
+            if (
+                self.diff_id is not None
+                and diff_id is not None
+                and diff_id.hexdigest() != self.diff_id.encoded
+            ):
                 got = f"{self.diff_id.algorithm}:{diff_id.hexdigest()}"
                 raise DigestError(self.where, "diff_id of the decoded layer", got, self.diff_id)
             yield Indexed(*state(), blob.identity)
@@ -174,7 +180,11 @@ class BlobReader:
     def check(self) -> None:
         """Compare what was read, which is all of it, with the digest."""
         assert self.position == self._blob.size
-        if self._hash is not None and self._digest is not None and self._hash.hexdigest() != self._digest.encoded:
+        if (
+            self._hash is not None
+            and self._digest is not None
+            and self._hash.hexdigest() != self._digest.encoded
+        ):
             got = f"{self._digest.algorithm}:{self._hash.hexdigest()}"
             raise DigestError(self._where, "digest of the blob", got, self._digest)
 

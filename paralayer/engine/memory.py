@@ -13,16 +13,19 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import psutil
 
 from paralayer.errors import SinkError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 _PAGE = os.sysconf("SC_PAGESIZE")
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _SAMPLE_SECONDS = 0.25
-_SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 16 << 20
+_SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 128 << 20
 
 
 class LayerStream:
@@ -173,7 +176,9 @@ def _cgroup_files(controller: str) -> list[tuple[str, str, str]]:
             continue
         root = f"/sys/fs/cgroup/{controller}" if controllers else "/sys/fs/cgroup"
         files = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else ("memory.max", "memory.current")
         )
         while True:
             found.append((root + path.rstrip("/"), *files))
@@ -187,7 +192,7 @@ def _load_fallocate() -> Callable[[int, int, int, int], int]:
     function = ctypes.CDLL(None, use_errno=True).fallocate
     function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 _fallocate = _load_fallocate()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from paralayer.engine import worker as worker_process
 from paralayer.engine.jobs import Event, Finished, Job
@@ -44,7 +44,7 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._ready: deque[int] = deque()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         try:
             for number in range(len(self.idle)):
                 worker = self._start()
@@ -144,9 +144,7 @@ class Pool:
         self._end()
 
 
-_START = (
-    "import sys; sys.path[:] = eval(sys.argv[1]); from paralayer.engine.worker import main; main(int(sys.argv[2]))"
-)
+_START = "import sys; sys.path[:] = eval(sys.argv[1]); from paralayer.engine.worker import main; main(int(sys.argv[2]))"
 
 
 def _reap(worker: _Worker) -> int:

@@ -5,7 +5,7 @@ Whatever worker processes yield is, byte for byte, what this yields.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from paralayer.engine.jobs import Event, Finished, Job, MemoryWanted, Run
 
@@ -32,7 +32,7 @@ class Executor(Protocol):
     def pids(self) -> list[int]:
         """Return the processes that belong to the executor."""
 
-    def __enter__(self) -> Executor: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -79,7 +79,7 @@ class Serial:
         """See `Executor`."""
         return []
 
-    def __enter__(self) -> Serial:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -145,7 +145,9 @@ class DirectorySink:
         with contextlib.suppress(OSError):  # there is none, or the file system knows none
             os.removexattr(self._top, "system.posix_acl_default")
         self._maker = _Maker(self._top, self._name)
-        self._late: list[tuple[Batch, list[int]]] = []  # directories and large files: metadata come at the end
+        self._late: list[
+            tuple[Batch, list[int]]
+        ] = []  # directories and large files: metadata come at the end
         self._links: Sequence[tuple[bytes, bytes]] = ()
         self._root: Batch | None = None
         self.lost: Counter[str] = Counter()
@@ -304,7 +306,10 @@ class _Maker:
         fd = os.dup(self._top)
         try:
             while len(path) >= _PATH_MAX:
-                head, path = path[: path.rindex(b"/", 0, _PATH_MAX)], path[path.rindex(b"/", 0, _PATH_MAX) + 1 :]
+                head, path = (
+                    path[: path.rindex(b"/", 0, _PATH_MAX)],
+                    path[path.rindex(b"/", 0, _PATH_MAX) + 1 :],
+                )
                 below = os.open(head, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 os.close(fd)
                 fd = below
@@ -352,7 +357,9 @@ class _Maker:
             else:
                 device = os.makedev(int(row["major"]), int(row["minor"]))
                 try:
-                    os.mknod(name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent)
+                    os.mknod(
+                        name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent
+                    )
                 except PermissionError:
                     self.lost[DEVICES] += 1
                     return

@@ -34,7 +34,9 @@ _LARGE = 128 << 10  # extents from here on are sent by the kernel: half the CPU 
 _BUFFER = 1 << 20
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
-_FLUSH = 32 << 20  # written bytes after which the kernel is told to begin, so that the last fsync finds little left
+_FLUSH = (
+    32 << 20
+)  # written bytes after which the kernel is told to begin, so that the last fsync finds little left
 
 
 @dataclass(slots=True)
@@ -72,7 +74,9 @@ class TarSink:
         self._output = Output(path, replace=replace) if path is not None else None
         self._name = path if path is not None else "standard output"
         if self._output is not None:
-            self._fd = os.open(self._output.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(
+                self._output.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666
+            )
         else:
             self._fd = os.dup(fd)
         self.ordered = self._output is None
@@ -147,7 +151,10 @@ class TarSink:
             return
         targets = {target for _, target in links}
         rows = {
-            path: batch.rows[index] for batch in self._kept for index, path in enumerate(batch.paths) if path in targets
+            path: batch.rows[index]
+            for batch in self._kept
+            for index, path in enumerate(batch.paths)
+            if path in targets
         }
         self._kept.clear()
         linked = np.array([rows[target] for _, target in links], ROW)

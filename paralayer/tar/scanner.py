@@ -43,12 +43,18 @@ from paralayer.tar.header import BLOCK, ZERO_BLOCK, HeaderError, padding
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from paralayer.table import Rows
+
 _BATCH = 4096  # headers converted at once: 2 MiB
+_MAX_HELD = 4 << 20  # bytes of extension headers that are held until then
 _MAX_SPECIAL = 1 << 20  # bytes of a PAX or GNU long record
 _MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
 _MAX_XATTR = 64 << 10  # bytes of a value on Linux
 _MAX_DEVICE = 2**32 - 1
 _XATTR = b"SCHILY.xattr."
+_SPARSE = b"GNU.sparse."
+_NAME_KEYS = (b"path", b"linkpath")
+_EXTENSIONS = (b"x", b"g", b"L", b"K")
 
 _KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE}
 _KINDS |= {b"1": HARDLINK, b"2": SYMLINK, b"3": CHAR, b"4": BLOCK_DEVICE, b"5": DIRECTORY, b"6": FIFO}
@@ -70,7 +76,7 @@ class _Special:
     gid: int | None = None
     mtime: tuple[int, int] | None = None
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    sparse: dict[bytes, bytes] = field(default_factory=dict)
+    sparse_records: dict[bytes, bytes] = field(default_factory=dict)
     sparse_pairs: list[bytes] = field(default_factory=list)  # format 0.0, in order
     long_path: bytes | None = None
     long_linkname: bytes | None = None
@@ -98,13 +104,16 @@ class Scanner:
         self._data: list[int] = []
         self._extensions: list[bytes] = []  # headers that are no entries
         self._specials: dict[int, _Special] = {}
+        self._held = 0
         # Bytes that are wanted next: `_need` of them from `_next` on, for `_take`.
         self._next = 0
         self._need = BLOCK
         self._take: Callable[[bytes], None] = self._take_header
         self._partial = bytearray()
+        self._extension = (b"", 0)  # type and size of the extension header that is being read
         self._pending: _Special | None = None
         self._name: bytes | None = None  # of the entry that is being read, for messages
+        self._last: bytes | None = None  # name of the last entry that was published, for messages
         self._data_end = 0
         self._zero_blocks = 0
         self._ended = False
@@ -150,19 +159,22 @@ class Scanner:
             self._dispatch(block)
             plain = self._expects_plain()
             at = self._next - start
-        if len(blocks) >= _BATCH:
+        if len(blocks) >= _BATCH or self._held >= _MAX_HELD:
             self.flush()
 
     def finish(self) -> None:
         """End of the decoded stream: check that the archive is whole, and publish the rest."""
         self.flush()
-        if not self._ended:
-            if self.position < self._data_end:
-                self._refuse("truncated in the data of the last entry", self.position, self._data_end)
-            if self._partial or self._take != self._take_header or self._pending is not None:
-                self._refuse("truncated inside a header", self.position)
+        if self._ended:
+            return
+        if self.position < self._data_end:
+            self._refuse("truncated in the data", f"{self.position} bytes", self._data_end, self._last)
+        if self._partial or self._take != self._take_header or self._pending is not None:
+            self._refuse("truncated inside a header", f"{self.position} bytes")
 
-    def _refuse(self, what: str, got: object = None, want: object = None, name: bytes | None = None) -> NoReturn:
+    def _refuse(
+        self, what: str, got: object = None, want: object = None, name: bytes | None = None
+    ) -> NoReturn:
         where = f"{self._where}: {quote(name)}" if name is not None else f"{self._where}: tar"
         raise LayerError(where, what, got, want)
 
@@ -182,62 +194,55 @@ class Scanner:
     def _take_header(self, block: bytes) -> None:
         at = self._next
         self._next += BLOCK
+        self._name = None
         if block == ZERO_BLOCK:
             if self._pending is not None:
-                self._refuse("extension header without an entry", f"end of archive at byte {at}")
+                raise HeaderError("extension header without an entry", f"end of archive at byte {at}")
             self._zero_blocks += 1
-            self._ended = self._zero_blocks == 2  # noqa: PLR2004 - the end is two of them
+            self._ended = self._zero_blocks == 2
             return
         if self._zero_blocks:
-            self._refuse("lone zero block inside the archive", f"a header at byte {at}")
+            raise HeaderError("lone zero block inside the archive", f"more at byte {at}")
         flag = block[header.TYPEFLAG : header.TYPEFLAG + 1]
-        self._name = None
         if flag in _KINDS:
             self._name = self._name_of(block, self._pending)
             self._add_entry(block, flag)
             return
-        takes = {b"x": self._take_pax, b"L": self._take_long_path, b"K": self._take_long_link}
-        take = self._take_global if flag == b"g" else takes.get(flag)
         self._extensions.append(block)
-        if take is None:
+        if flag not in _EXTENSIONS:
+            self._name = self._name_of(block, self._pending)
             raise HeaderError("unknown type of entry", repr(flag)[1:])
         size = header.parse_number(header.field(block, header.SIZE))
         if not 0 <= size <= _MAX_SPECIAL:
             raise HeaderError("extension header too large", size, f"at most {_MAX_SPECIAL}")
-        self._want(size, take)
-
-    def _want(self, size: int, take: Callable[[bytes], None]) -> None:
-        """Collect the payload of an extension header; `_next` is where it begins."""
+        self._extension = flag, size
+        self._held += BLOCK + size
         if size:
-            self._need = size
-            self._take = take
+            self._need = size + padding(size)
+            self._take = self._take_payload
         else:
-            take(b"")
+            self._take_payload(b"")
 
-    def _take_payload(self, payload: bytes) -> _Special:
-        self._next += len(payload) + padding(len(payload))
+    def _take_payload(self, padded: bytes) -> None:
+        """Take what follows an extension header."""
+        self._next += len(padded)
         self._need = BLOCK
         self._take = self._take_header
-        if self._pending is None:
-            self._pending = _Special()
-        return self._pending
-
-    def _take_global(self, payload: bytes) -> None:
-        pending = self._pending
-        self._take_payload(payload)
-        self._pending = pending
-        pax.parse_records(payload)
-
-    def _take_long_path(self, payload: bytes) -> None:
-        self._take_payload(payload).long_path = payload.split(b"\0", 1)[0]
-
-    def _take_long_link(self, payload: bytes) -> None:
-        self._take_payload(payload).long_linkname = payload.split(b"\0", 1)[0]
-
-    def _take_pax(self, payload: bytes) -> None:
-        special = self._take_payload(payload)
-        for key, value in pax.parse_records(payload):
-            _apply_record(special, key, value)
+        flag, size = self._extension
+        payload = padded[:size]
+        if flag == b"g":
+            pax.parse_records(payload)
+            return
+        special = self._pending = self._pending or _Special()
+        if flag == b"L":
+            special.long_path = payload.split(b"\0", 1)[0] or None
+        elif flag == b"K":
+            special.long_linkname = payload.split(b"\0", 1)[0] or None
+        else:
+            # A second PAX header for one entry replaces the first, as with Go and GNU tar.
+            self._pending = _Special(long_path=special.long_path, long_linkname=special.long_linkname)
+            for key, value in pax.parse_records(payload):
+                _apply_record(self._pending, key, value)
 
     def _add_entry(self, block: bytes, flag: bytes) -> None:
         """Take an entry's header; `_next` is where its data begins."""
@@ -247,100 +252,96 @@ class Scanner:
             kind = DIRECTORY
             special = special or _Special()
             special.kind = kind
-        size = 0
-        if kind == FILE:
-            size = header.parse_number(header.field(block, header.SIZE))
-            if special is not None and special.size is not None:
-                size = special.size
-            if not 0 <= size < 1 << 63:
-                raise HeaderError("size", size, "0 to 2^63-1")
+        is_sparse = special is not None and bool(special.sparse_records or special.sparse_pairs)
+        if kind != FILE:
+            if is_sparse:
+                raise HeaderError("sparse map of what is no file")
+            self._append(block, special, self._next, 0)
+            return
+        size = header.parse_number(header.field(block, header.SIZE))
+        if special is not None and special.size is not None:
+            size = special.size
+        if not 0 <= size < 1 << 63:
+            raise HeaderError("size", size, "0 to 2^63-1")
+        if flag == b"S":
+            self._add_old_sparse(block, special or _Special(), size)
+        elif special is not None and is_sparse:
+            self._add_pax_sparse(block, special, size)
+        else:
+            self._append(block, special, self._next, size)
+
+    def _append(self, block: bytes, special: _Special | None, header_end: int, stored: int) -> None:
+        """Append an entry to the batch; `_next` is where its stored data begins."""
         if special is not None:
             self._specials[len(self._blocks)] = special
         self._blocks.append(block)
-        self._data.append(self._next)
-        self._data_end = self._next + size
-        if flag == b"S":
-            special = self._specials.setdefault(len(self._blocks) - 1, special or _Special())
-            special.size = size
-            special.extents, special.real_size, extended = sparse.parse_old_header(block)
-            self._old_sparse(special, size, extended=extended)
-            return
-        after = self._next + size + padding(size)
-        if kind == FILE and special is not None and (special.sparse or special.sparse_pairs):
-            self._pax_sparse(special, size, after)
-            return
-        self._next = after
+        self._data.append(header_end)
+        self._data_end = self._next + stored
+        self._next = self._data_end + padding(stored)
 
     # Sparse files
 
-    def _old_sparse(self, special: _Special, size: int, *, extended: bool) -> None:
-        extents = special.extents
-        assert extents is not None
+    def _add_old_sparse(self, block: bytes, special: _Special, size: int) -> None:
+        """Take the header of an old GNU sparse file, and the extension blocks that follow it."""
+        if header.field(block, header.MAGIC)[:6] != header.GNU_MAGIC:
+            raise HeaderError("sparse file in a header that is not GNU's")
+        begin = self._next
+        extents, special.real_size, is_extended = sparse.parse_old_header(block)
 
-        def take(block: bytes) -> None:
+        def take(extension: bytes) -> None:
             self._next += BLOCK
-            more, again = sparse.parse_old_extension(block)
-            extents.extend(more)
-            if not again:
+            if not sparse.extend_old_map(extents, extension):
                 self._take = self._take_header
-                self._end_sparse(special, self._next, size)
+                self._append_sparse(block, special, begin, extents, size)
 
-        if extended:
+        if is_extended:
             self._take = take
         else:
-            self._end_sparse(special, self._next, size)
+            self._append_sparse(block, special, begin, extents, size)
 
-    def _pax_sparse(self, special: _Special, size: int, after: int) -> None:
-        """Read the map of a sparse file; `_next` is where its data, or the map before it, begins."""
-        records = special.sparse
+    def _add_pax_sparse(self, block: bytes, special: _Special, size: int) -> None:
+        """Take the header of a sparse file, and the map before its data; `size` is that of both."""
+        begin = self._next
+        records = special.sparse_records
         if b"name" in records:
-            special.path = records[b"name"] or special.path
+            self._name = special.path = records[b"name"]
+            special.long_path = None
         version = (records.get(b"major"), records.get(b"minor"))
         if version not in ((None, None), (b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
-            raise HeaderError("sparse format", version, "0.0, 0.1 or 1.0")
-        real = records.get(b"realsize", records.get(b"size"))
-        if real is None:
+            raise HeaderError("sparse file of an unknown version", version, "0.0, 0.1 or 1.0")
+        real_size = records.get(b"size") or records.get(b"realsize")
+        if real_size is None:
             raise HeaderError("sparse file without its real size")
-        special.real_size = sparse.parse_decimal(real)
+        special.real_size = sparse.parse_size(real_size)
         if version != (b"1", b"0"):
-            values = records[b"map"].split(b",") if records.get(b"map") else special.sparse_pairs
-            special.extents = sparse.parse_pax_map(values)
-            count = records.get(b"numblocks")
-            if count is not None and sparse.parse_decimal(count) != len(special.extents):
-                raise HeaderError("sparse map: wrong count", count.decode("latin-1"), len(special.extents))
-            self._end_sparse(special, self._next, size)
+            values = records[b"map"].split(b",") if b"map" in records else special.sparse_pairs
+            extents = sparse.parse_pax_map(values, records.get(b"numblocks", b""))
+            self._append_sparse(block, special, begin, extents, size)
             return
-        gathered = bytearray()
-        begin = self._next
+        map_in_data = sparse.MapInData(size)
 
-        def take(block: bytes) -> None:
+        def take(part: bytes) -> None:
             self._next += BLOCK
-            gathered.extend(block)
-            wanted = sparse.numbers_in_data(bytes(gathered[:40]))
-            if wanted is not None and 2 * wanted > size:
-                raise HeaderError("sparse map: count beyond the data", wanted // 2)
-            if wanted is None or gathered.count(b"\n") < wanted:
-                if len(gathered) + BLOCK > size:
-                    raise HeaderError("sparse map: incomplete")
-                return
-            numbers = bytes(gathered).split(b"\n", wanted)[1:wanted]
-            special.extents = sparse.parse_pax_map(numbers)
-            self._take = self._take_header
-            self._end_sparse(special, self._next, size - (self._next - begin))
-            self._next = after
+            extents = map_in_data.add(part)
+            if extents is not None:
+                self._take = self._take_header
+                self._append_sparse(block, special, begin, extents, size - (self._next - begin))
 
         if size < BLOCK:
-            raise HeaderError("sparse map: incomplete")
+            raise HeaderError("sparse map: incomplete", f"{size} bytes")
         self._take = take
 
-    def _end_sparse(self, special: _Special, data: int, stored: int) -> None:
-        assert special.extents is not None
+    def _append_sparse(
+        self, block: bytes, special: _Special, header_end: int, extents: sparse.Extents, stored: int
+    ) -> None:
+        """Append a sparse file whose map is complete; `_next` is where its stored data begins."""
         assert special.real_size is not None
-        sparse.check(special.extents, stored, special.real_size)
-        special.data = data
+        sparse.check(extents, stored, special.real_size)
+        special.extents = extents
+        special.data = self._next
         special.size = stored
-        self._data_end = data + stored
-        self._next = data + stored + padding(stored)
+        self._held += 16 * len(extents)
+        self._append(block, special, header_end, stored)
 
     # A batch of headers to rows
 
@@ -360,6 +361,7 @@ class Scanner:
 
     def flush(self) -> None:
         """Publish the rows of the headers seen so far."""
+        self._held = 0
         if self._extensions:
             extensions = np.frombuffer(b"".join(self._extensions), np.uint8).reshape(-1, BLOCK)
             self._extensions.clear()
@@ -382,7 +384,7 @@ class Scanner:
         self._data.clear()
         self._specials = {}
 
-    def _numbers(self, blocks: header.Blocks) -> np.ndarray[tuple[int, ...], np.dtype[np.void]]:
+    def _numbers(self, blocks: header.Blocks) -> Rows:
         rows = np.zeros(len(blocks), ROW)
         rows["kind"] = _KIND_OF_FLAG[blocks[:, header.TYPEFLAG]]
         rows["layer"] = self._layer
@@ -392,7 +394,10 @@ class Scanner:
         sizes = header.parse_numbers(blocks, header.SIZE, "size")
         if (sizes < 0).any():
             raise _at(int(np.flatnonzero(sizes < 0)[0]), "size", int(sizes.min()), "0 or more")
-        ids = [header.parse_numbers(blocks, header.UID, "uid"), header.parse_numbers(blocks, header.GID, "gid")]
+        ids = [
+            header.parse_numbers(blocks, header.UID, "uid"),
+            header.parse_numbers(blocks, header.GID, "gid"),
+        ]
         rows["mtime"] = header.parse_numbers(blocks, header.MTIME, "mtime")
         for index, special in self._specials.items():
             if special.size is not None:
@@ -413,19 +418,20 @@ class Scanner:
                 raise _at(index, f"{key} out of range", int(number[index]), f"0 to {_MAX_ID}")
             rows[key] = number
         rows["stored"] = rows["size"] = np.where(rows["kind"] == FILE, sizes, 0)
-        has_devices = (blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)
-        where = slice(None) if has_devices.all() else np.flatnonzero(has_devices)
+        lacks_devices = (blocks[:, 257:262] != np.frombuffer(b"ustar", np.uint8)).any(axis=1)
+        if lacks_devices.any():
+            blocks = blocks.copy()
+            blocks[lacks_devices, header.MAJOR[0] : header.PREFIX[0]] = 0
         device = (rows["kind"] == CHAR) | (rows["kind"] == BLOCK_DEVICE)
         for key, place in (("major", header.MAJOR), ("minor", header.MINOR)):
-            number = np.zeros(len(blocks), np.int64)
-            number[where] = header.parse_numbers(blocks[where], place, key)
+            number = header.parse_numbers(blocks, place, key)
             bad = device & ((number < 0) | (number > _MAX_DEVICE))
             if bad.any():
                 raise _at(int(np.flatnonzero(bad)[0]), f"{key} out of range", int(number[bad][0]))
             rows[key] = np.where(device, number, 0)
         return rows
 
-    def _publish(self, blocks: header.Blocks, rows: np.ndarray[tuple[int, ...], np.dtype[np.void]]) -> None:
+    def _publish(self, blocks: header.Blocks, rows: Rows) -> None:
         raw_names = blocks[:, :100].copy().view("S100")[:, 0].tolist()
         posix = (blocks[:, 257:263] == np.frombuffer(header.POSIX_MAGIC, np.uint8)).all(axis=1)
         prefixed = set(np.flatnonzero(posix & (blocks[:, 345] != 0)).tolist())
@@ -448,7 +454,7 @@ class Scanner:
             path = name[2:] if name[:2] == b"./" else name
             if path[-1:] == b"/":
                 path = path[:-1]
-            if not path or path[0] in b"./" or len(path) > names.NAME_MAX or b"/." in path or b"//" in path:
+            if not path or path[0] in b"./" or len(path) > names.NAME_MAX or b"/." in path or b"//" in name:
                 try:
                     path, kind = _odd_path(name, kind)
                 except HeaderError as error:
@@ -467,17 +473,18 @@ class Scanner:
             parents.append(self._prove(path, kind, row, rows, index) if self.orderly else NONE)
             paths.append(path)
             kept.append(index)
+        self._last = name
         if len(kept) != len(rows):
             rows = rows[kept]
         rows["parent"] = parents
         lengths = np.fromiter(map(len, paths), np.int64, len(paths))
-        if len(paths):
+        if paths:
             rows["name"] = self.table.length.names + np.concatenate(([0], np.cumsum(lengths[:-1] + 1)))
         self.table.append(rows, b"".join(path + b"\0" for path in paths), b"".join(extras))
         if self.orderly:
             self.orderly_rows = self.table.length.rows
 
-    def _prove(self, path: bytes, kind: int, row: int, rows: np.ndarray[tuple[int, ...], np.dtype[np.void]], index: int) -> int:
+    def _prove(self, path: bytes, kind: int, row: int, rows: Rows, index: int) -> int:
         """Return the parent of a row of an orderly layer; end the orderly rows when it is none."""
         directories, others = self._directories, self._others
         if not path:
@@ -505,14 +512,7 @@ class Scanner:
             self._directories = self._others = {}
         return parent
 
-    def _extra(
-        self,
-        rows: np.ndarray[tuple[int, ...], np.dtype[np.void]],
-        index: int,
-        kind: int,
-        name: bytes,
-        special: _Special | None,
-    ) -> bytes:
+    def _extra(self, rows: Rows, index: int, kind: int, name: bytes, special: _Special | None) -> bytes:
         """Return the extra bytes of a row, and set the row's lengths of them."""
         link = b""
         if kind in (HARDLINK, SYMLINK):
@@ -582,7 +582,7 @@ def _odd_path(name: bytes, kind: int) -> tuple[bytes, int]:
 
 
 def _apply_record(special: _Special, key: bytes, value: bytes) -> None:
-    if key == b"path" or key == b"linkpath":
+    if key in _NAME_KEYS:
         if b"\0" in value:
             raise HeaderError(f"PAX {key.decode()} contains NUL")
         if key == b"path":
@@ -599,17 +599,21 @@ def _apply_record(special: _Special, key: bytes, value: bytes) -> None:
     elif key in (b"size", b"uid", b"gid"):
         attribute = key.decode()
         number = pax.parse_integer(attribute, value) if value else None
+        if number is not None and number < 0:
+            raise HeaderError(f"PAX {attribute}", number, "0 or more")
         setattr(special, attribute, number)
-    elif key in (b"atime", b"ctime"):
-        return
-    elif key.startswith(b"GNU.sparse."):
-        name = key[len(b"GNU.sparse.") :]
+    elif key.startswith(_SPARSE):
+        name = key[len(_SPARSE) :]
         if name in (b"offset", b"numbytes"):
             if (name == b"offset") == bool(len(special.sparse_pairs) % 2):
                 raise HeaderError("sparse map: offset and numbytes do not alternate")
             special.sparse_pairs.append(value)
+        elif name == b"name" and b"\0" in value:
+            raise HeaderError("PAX GNU.sparse.name contains NUL")
+        elif value:
+            special.sparse_records[name] = value
         else:
-            special.sparse[name] = value
+            special.sparse_records.pop(name, None)
 
 
 def _at(index: int, what: str, got: object, want: object = None) -> HeaderError:

@@ -67,20 +67,38 @@ class MapInData:
     def __init__(self, size: int) -> None:
         self._size = size
         self._gathered = bytearray()
-        self._missing = 0  # newlines
+        self._numbers = 0  # of the map, its count included
+        self._newlines = 0
 
     def add(self, block: bytes) -> Extents | None:
         """Take the next block; return the map once all of it is there."""
         if not self._gathered:
-            count = parse_size(block.partition(b"\n")[0])
-            if 4 * count > self._size:  # a number and its newline have two bytes at least
-                raise HeaderError("sparse map: more chunks than the data can tell", count)
-            self._missing = 1 + 2 * count
+            chunks = parse_size(block.partition(b"\n")[0])
+            if 4 * chunks > self._size:  # a number and its newline have at least two bytes
+                raise HeaderError("sparse map: more chunks than the data can hold", chunks)
+            self._numbers = 1 + 2 * chunks
         self._gathered += block
-        self._missing -= block.count(b"\n")
-        if self._missing <= 0:
-            count, *numbers = bytes(self._gathered).split(b"\n")
-            ...
-        if len(self._gathered) + BLOCK > min(self._size, _MAX_MAP):
-            raise HeaderError("sparse map: incomplete", f"{len(self._gathered)} bytes")
-        return None
+        self._newlines += block.count(b"\n")
+        if self._newlines < self._numbers:
+            if len(self._gathered) + BLOCK > min(self._size, _MAX_MAP):
+                raise HeaderError("sparse map: incomplete", f"{len(self._gathered)} bytes")
+            return None
+        count, *numbers = bytes(self._gathered).split(b"\n", self._numbers)[:-1]
+        return parse_pax_map(numbers, count)
+
+
+def check(extents: Extents, stored: int, real_size: int) -> None:
+    """Refuse a map that is unordered, overlaps, leaves the file or does not fit the stored data."""
+    if not 0 <= real_size < 1 << 63:
+        raise HeaderError("real size of a sparse file", real_size, "0 to 2^63-1")
+    end = 0
+    total = 0
+    for offset, length in extents:
+        if offset < end or length < 0:
+            raise HeaderError("sparse map: unordered or overlapping", offset, f"at least {end}")
+        end = offset + length
+        total += length
+    if end > real_size:
+        raise HeaderError("sparse map: beyond the end of the file", end, f"at most {real_size}")
+    if total != stored:
+        raise HeaderError("sparse map: not the stored data", total, stored)

@@ -68,11 +68,11 @@ def _pack(
             extended.setdefault(index, []).append((b"linkpath", target))
         blocks[index, start : start + min(width, len(target))] = np.frombuffer(target[:width], np.uint8)
     for index, name in enumerate(names):
-        if len(name) > 100:  # noqa: PLR2004 - the field's width
+        if len(name) > 100:
             prefix, rest = _split(name)
             blocks[index, :100] = np.frombuffer(rest[:100].ljust(100, b"\0"), np.uint8)
             blocks[index, 345:500] = np.frombuffer(prefix.ljust(155, b"\0"), np.uint8)
-            if len(rest) > 100:  # noqa: PLR2004
+            if len(rest) > 100:
                 extended.setdefault(index, []).append((b"path", name))
     odd_times = (rows["nsec"] > 0) | (seconds < 0) | (seconds > _MAX_SIZE)
     for index in np.flatnonzero(odd_times & ~is_link).tolist():
@@ -137,7 +137,7 @@ def _pack_extended(records: list[tuple[bytes, bytes]]) -> bytes:
 def _split(name: bytes) -> tuple[bytes, bytes]:
     """Split a name for the prefix and name fields; what cannot be split has no prefix."""
     at = name.find(b"/", len(name) - 101)
-    if 0 < at <= 155 and at + 1 < len(name):  # noqa: PLR2004 - the prefix's width
+    if 0 < at <= 155 and at + 1 < len(name):
         return name[:at], name[at + 1 :]
     return b"", name
 
