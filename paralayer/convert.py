@@ -123,9 +123,10 @@ def convert(
     """
     # Imports of what loads numpy are here: a program that only wants to know our names should not wait for it.
     from paralayer.engine.conversion import Conversion, Counts
-    from paralayer.engine.memory import Budget, Peak, default_budget
-    from paralayer.engine.plan import processes, usable_cpus
-    from paralayer.engine.pool import Pool
+    from paralayer.engine.limits import default_budget, usable_cpus
+    from paralayer.engine.memory import Budget
+    from paralayer.engine.peak import Peak
+    from paralayer.engine.plan import processes
     from paralayer.engine.serial import Executor, Serial
     from paralayer.overlay import OverturnedError
     from paralayer.survivors import Rules
@@ -151,20 +152,25 @@ def convert(
         sink = _open_sink(spec)
         stack.callback(sink.close)
         stack.callback(sink.abort)
-        peak = Peak(budget)
+        peak = Peak()
         reporter = _Reporter(sizes, progress)
 
-        def observe(event: Event) -> None:
-            peak.sample()
-            reporter.observe(event)
-            if reporter.indexed == len(sizes):
-                clock.lap("decode", once=True)
-
         def run(*, early: bool) -> Counts:
-            executor: Executor
-            with Pool(workers) if workers else Serial() as executor:
+            executor: Executor = Serial()
+            if workers:
+                from paralayer.engine.pool import Pool
+
+                executor = Pool(workers)
+            with executor:
                 peak.watch(executor.pids())
-                return Conversion(
+
+                def observe(event: Event) -> None:
+                    peak.sample(conversion.stored)
+                    reporter.observe(event)
+                    if reporter.indexed == len(sizes):
+                        clock.lap("decode", once=True)
+
+                conversion = Conversion(
                     layers,
                     sink,
                     executor,
@@ -176,7 +182,8 @@ def convert(
                     early=early,
                     observe=observe,
                     finished=reporter.finished,
-                ).run()
+                )
+                return conversion.run()
 
         try:
             counts = run(early=True)
@@ -184,7 +191,6 @@ def convert(
             sink.restart()
             rules.dropped.clear()
             counts = run(early=False)
-        peak.sample()
         clock.lap("write")
         sink.commit()
         clock.lap("commit")
@@ -225,12 +231,13 @@ def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) ->
 
 
 def _open_sink(spec: ImageSpec) -> TarSink | DirectorySink:
-    from paralayer.sinks.directory import DirectorySink
-    from paralayer.sinks.tar import TarSink
-
     try:
         if spec.format == "tar":
+            from paralayer.sinks.tar import TarSink
+
             return TarSink(spec.path, replace=spec.force)
+        from paralayer.sinks.directory import DirectorySink
+
         if spec.path is None:
             raise ValueError("a directory needs a path")
         return DirectorySink(spec.path, replace=spec.force)
@@ -267,6 +274,7 @@ class _Reporter:
         self._sizes = sizes
         self._progress = progress
         self._last: dict[int, PackerProgress] = {}
+        self._done: set[int] = set()
 
     def observe(self, event: Event) -> None:
         """Report an event of a decode job."""
@@ -275,7 +283,7 @@ class _Reporter:
         assert not isinstance(event, Finished)
         is_indexed = isinstance(event, Indexed)
         self.indexed += is_indexed
-        if self._progress is None:
+        if self._progress is None or event.layer in self._done:
             return
         if event.layer not in self._last:
             self._report("started", event.layer, 0, 0)
@@ -283,7 +291,8 @@ class _Reporter:
 
     def finished(self, layer: int) -> None:
         """Report that the output has what it needs of a layer."""
-        if self._progress is not None:
+        if self._progress is not None and layer not in self._done:
+            self._done.add(layer)
             last = self._last[layer]
             self._report("finished", layer, last.size, last.decoded)
 

@@ -46,15 +46,12 @@ def header(
     flag: bytes = b"0",
     *,
     magic: bytes = POSIX,
-    size: int = 0,
     linkname: bytes = b"",
     prefix: bytes = b"",
     **raw: bytes,
 ) -> bytes:
     """Return a header block with the fields of `raw` as they are given, and the checksum to match."""
-    block = bytearray(
-        pack_header(name=name, flag=flag, magic=magic, size=size, linkname=linkname, prefix=prefix)
-    )
+    block = bytearray(pack_header(name=name, flag=flag, magic=magic, linkname=linkname, prefix=prefix))
     for key, value in raw.items():
         block[FIELDS[key] : FIELDS[key] + len(value)] = value
     if "checksum" not in raw:
@@ -69,7 +66,7 @@ def padded(data: bytes) -> bytes:
 
 def member(name: bytes = b"f", data: bytes = b"", flag: bytes = b"0", **fields: bytes) -> bytes:
     """Return a header and its data; the size is that of the data unless `fields` has it."""
-    return header(name, flag, size=len(data), **fields) + padded(data)
+    return header(name, flag, **{"size": b"%011o\0" % len(data), **fields}) + padded(data)
 
 
 def pax(*records: tuple[bytes, bytes], flag: bytes = b"x") -> bytes:

@@ -143,6 +143,10 @@ class Conversion:
         self._sink.links(self._overlay.links)
         return self.counts
 
+    def stored(self) -> int:
+        """Return the bytes of decoded layers that are in memory."""
+        return sum(reading.stream.present for reading in self._readings if reading.stream is not None)
+
     # Jobs out
 
     def _schedule(self) -> None:

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from typing import TYPE_CHECKING
-
-import psutil
 
 from paralayer.errors import SinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
-_SAMPLE_SECONDS = 0.25
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 128 << 20
 
 
@@ -52,6 +48,11 @@ class LayerStream:
             _punch(self.fd, start, stop - start)
         self.released = upto
         return freed
+
+    @property
+    def present(self) -> int:
+        """Bytes of the pages that are there."""
+        return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> int:
         """Free everything; return how many granted bytes became free."""
@@ -84,108 +85,6 @@ class Budget:
     def free(self, freed: int) -> None:
         """Take back what `LayerStream.release` or `.close` returned."""
         self.used -= freed
-
-
-class Peak:
-    """The most memory that a set of processes was seen to have: their PSS, and the decoded layers beside it.
-
-    Memfds are not mapped anywhere, so no PSS has them. Seen means every `_SAMPLE_SECONDS` while events come.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        self.bytes = 0
-        self._processes = [psutil.Process()]
-        self._budget = budget
-        self._next = 0.0
-
-    def watch(self, pids: Sequence[int]) -> None:
-        """Look at these processes and this one from now on."""
-        self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
-
-    def sample(self) -> None:
-        """Look, unless it was done a moment ago."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _SAMPLE_SECONDS
-        try:
-            pss = sum(process.memory_full_info().pss for process in self._processes)
-        except psutil.Error:
-            return  # one is ending
-        self.bytes = max(self.bytes, pss + self._budget.used)
-
-
-def default_budget() -> int:
-    """Return a quarter of the memory that is available to this process: free memory or what its cgroup leaves."""
-    available = [psutil.virtual_memory().available]
-    available += [limit - used for limit, used in _cgroup_limits() if limit > used]
-    return int(min(available) // 4)
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """Return (limit, used) of the memory controllers that hold this process, cgroup v1 and v2."""
-    found = []
-    for directory, limit, used in _cgroup_files("memory"):
-        try:
-            with open(f"{directory}/{limit}") as limit_file, open(f"{directory}/{used}") as used_file:
-                bound = limit_file.read().strip()
-                if bound != "max":
-                    found.append((int(bound), int(used_file.read())))
-        except OSError:
-            continue  # that controller is not mounted here
-    return found
-
-
-def cgroup_cpus() -> float | None:
-    """Return the CPU quota of this process's cgroups in processors; None: no quota."""
-    quotas = []
-    for directory, _, _ in _cgroup_files("cpu"):
-        for read in (_quota_v2, _quota_v1):
-            try:
-                quota = read(directory)
-            except OSError:
-                continue  # the other version's files
-            if quota is not None:
-                quotas.append(quota)
-    return min(quotas, default=None)
-
-
-def _quota_v2(directory: str) -> float | None:
-    with open(f"{directory}/cpu.max") as file:
-        quota, period = file.read().split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _quota_v1(directory: str) -> float | None:
-    with open(f"{directory}/cpu.cfs_quota_us") as quota, open(f"{directory}/cpu.cfs_period_us") as period:
-        allowed = int(quota.read())
-        return None if allowed <= 0 else allowed / int(period.read())
-
-
-def _cgroup_files(controller: str) -> list[tuple[str, str, str]]:
-    """Return (directory, limit file, usage file) for each cgroup above this process."""
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        root = f"/sys/fs/cgroup/{controller}" if controllers else "/sys/fs/cgroup"
-        files = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            if controllers
-            else ("memory.max", "memory.current")
-        )
-        while True:
-            found.append((root + path.rstrip("/"), *files))
-            if path in ("", "/"):
-                break
-            path = os.path.dirname(path)
-    return found
 
 
 def _load_fallocate() -> Callable[[int, int, int, int], int]:

@@ -1,9 +1,7 @@
-"""What is decided before the work: how many jobs, and which layer is decoded when. Pure, but for `usable_cpus`."""
+"""What is decided without looking: how many processes, and which layer is decoded when. Pure."""
 
 from __future__ import annotations
 
-import math
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,15 +10,6 @@ if TYPE_CHECKING:
 SMALL_IMAGE = 8 << 20
 """Compressed bytes below which worker processes cost more than they bring: starting them takes as long as
 decoding this much."""
-
-
-def usable_cpus() -> int:
-    """Return how many processors this process may use: its affinity and its cgroup's quota, not the machine's."""
-    from paralayer.engine.memory import cgroup_cpus
-
-    cpus = len(os.sched_getaffinity(0))
-    quota = cgroup_cpus()
-    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
 
 
 def processes(jobs: int, sizes: Sequence[int]) -> int:

@@ -30,11 +30,15 @@ class Output:
         parent, name = os.path.split(self.path)
         if not name:
             raise SinkError(path, "not the name of an output")
-        if os.path.lexists(self.path) and not replace:
-            raise SinkError(path, "exists already (replace it with --force)")
+        if os.path.lexists(self.path):
+            if not replace:
+                raise SinkError(path, "exists already (replace it with --force)")
+            mode = os.lstat(self.path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise SinkError(path, "is neither a file nor a directory, and is not replaced")
         if not os.path.isdir(parent):
             raise SinkError(path, "its directory does not exist")
-        self.temporary = os.path.join(parent, f".paralayer-{secrets.token_hex(6)}-{name}"[:255])
+        self.temporary = os.path.join(parent, f".paralayer-{secrets.token_hex(8)}")
 
     def commit(self) -> None:
         """Give the temporary its name."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _LARGE = 128 << 10  # extents from here on are sent by the kernel: half the CPU of copying through a buffer
 _BUFFER = 1 << 20
+_SEND_MAX = 32 << 20  # of one call, which no signal interrupts
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
 _FLUSH = (
@@ -286,7 +287,7 @@ class TarSink:
     def _send(self, fd: int, offset: int, length: int) -> None:
         """Send part of a stream."""
         while length:
-            sent = os.sendfile(self._fd, fd, offset, length)
+            sent = os.sendfile(self._fd, fd, offset, min(length, _SEND_MAX))
             assert sent, "what was announced is there"
             self._at += sent
             offset += sent

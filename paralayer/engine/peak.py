@@ -1,0 +1,49 @@
+"""The most memory that a conversion was seen to use."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_SAMPLE_SECONDS = 0.25
+
+
+class Peak:
+    """`bytes` is the most that was seen: of this process and its workers, with the decoded layers.
+
+    With workers it is the sum of all PSS, looked at now and then. Alone, it is this process's largest resident set,
+    which the kernel keeps. Decoded layers are mapped nowhere, so they count besides.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._processes: list[Any] = []
+        self._next = 0.0
+
+    def watch(self, pids: Sequence[int]) -> None:
+        """Look at these workers from now on."""
+        if pids:
+            import psutil
+
+            self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
+
+    def sample(self, stored: Callable[[], int]) -> None:
+        """Look, unless that was done a moment ago; `stored` returns the bytes of decoded layers."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _SAMPLE_SECONDS
+        if self._processes:
+            import psutil
+
+            try:
+                used = sum(process.memory_full_info().pss for process in self._processes)
+            except psutil.Error:
+                return  # one of them is ending
+        else:
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        self.bytes = max(self.bytes, used + stored())
