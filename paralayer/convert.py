@@ -176,7 +176,7 @@ def convert(
                     executor,
                     budget,
                     rules,
-                    jobs=jobs,
+                    jobs=max(1, workers),
                     check=check,
                     check_diff_ids=check_diff_ids,
                     early=early,

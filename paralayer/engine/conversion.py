@@ -251,6 +251,7 @@ class Conversion:
             return
         if reading.table_fd is not None:
             reading.orderly, reading.length = event.orderly, event.length
+            reading.window = reading.window and reading.orderly  # else what comes is not resolved before its end
             self._flow(reading, now=isinstance(event, MemoryWanted))
         if reading.window:
             self._take(reading)
@@ -324,8 +325,9 @@ class Conversion:
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
         self._held.append(self._overlay.advance(table.paths(), kinds, parents))
         if self._rooted or self._find_root():
-            reading.window = reading.resolved = True
+            reading.window = True
             self._place()
+            self._take(reading)
 
     def _find_root(self) -> bool:
         """Give the sink the root's entry, if it is known or may be guessed."""
@@ -394,7 +396,7 @@ class Conversion:
         ):
             reading.finished = True
             self._finished(reading.layer.index)
-        if stream is None or not reading.resolved:
+        if stream is None or not (reading.resolved or reading.window):
             return
         needed = [placed.needs for placed in reading.placed if placed.needs is not None]
         if reading.window and self._sink.ordered:

@@ -212,7 +212,7 @@ class Scanner:
         if flag not in _EXTENSIONS:
             self._name = self._name_of(block, self._pending)
             raise HeaderError("unknown type of entry", repr(flag)[1:])
-        size = header.parse_number(header.field(block, header.SIZE))
+        size = _size(block)
         if not 0 <= size <= _MAX_SPECIAL:
             raise HeaderError("extension header too large", size, f"at most {_MAX_SPECIAL}")
         self._extension = flag, size
@@ -258,7 +258,7 @@ class Scanner:
                 raise HeaderError("sparse map of what is no file")
             self._append(block, special, self._next, 0)
             return
-        size = header.parse_number(header.field(block, header.SIZE))
+        size = _size(block)
         if special is not None and special.size is not None:
             size = special.size
         if not 0 <= size < 1 << 63:
@@ -553,12 +553,22 @@ class Scanner:
 
 def _plain_size(block: bytes) -> int:
     """Return the size in a header of the usual form, or -1; what is odd comes out at the latest in the batch."""
-    if block[135] not in b"\0 ":
+    digits = block[124:135]
+    if block[135] not in b"\0 " or not digits.isdigit():
         return -1
     try:
-        return int(block[124:135], 8)
+        return int(digits, 8)
     except ValueError:
         return -1
+
+
+def _size(block: bytes) -> int:
+    """Return the size in any header."""
+    try:
+        return header.parse_number(header.field(block, header.SIZE))
+    except HeaderError as error:
+        error.what = f"size: {error.what}"
+        raise
 
 
 def _odd_path(name: bytes, kind: int) -> tuple[bytes, int]:

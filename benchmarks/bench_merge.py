@@ -1,0 +1,28 @@
+"""The merge alone: the entry tables of ten layers in, the rows of the survivors out, in one process."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.stacks import ENTRIES, merge, stack_of
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+
+# Orderly layers, such as all common tools write, are walked row by row; others are applied onto the older ones.
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("orderly", [True, False], ids=["orderly", "implied-parents"])
+def test_merge_leaves_what_survives(benchmark: BenchmarkFixture, scale: float, *, orderly: bool) -> None:
+    """Isolates tables → survivors: reading the tables, the overlay, gathering the rows."""
+    with stack_of(max(4000, int(ENTRIES * scale)), orderly=orderly) as stack:
+        assert [ordered for _, _, ordered in stack.tables[1:]] == [orderly] * 9
+        paths = benchmark.pedantic(merge, (stack,), rounds=5)
+        assert len(paths) == len(stack.want)
+        assert set(paths) == stack.want
+        if benchmark.enabled:
+            per_entry = benchmark.stats.stats.median / stack.entries
+            benchmark.extra_info["µs an entry"] = round(per_entry * 1e6, 2)

@@ -1,0 +1,27 @@
+"""What the smallest uses take: a process that only answers, and one that converts an image of 5 MB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import PARALAYER, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+
+def test_help(benchmark: BenchmarkFixture) -> None:
+    """Isolates the imports that the command line needs: neither numpy nor a decoder."""
+    answer = benchmark.pedantic(run, ([*PARALAYER, "--help"],), rounds=10)
+    assert "paralayer convert" in answer.output
+
+
+def test_small_image(benchmark: BenchmarkFixture, make_layout: Callable[[str], Path], scratch: Path) -> None:
+    """Isolates what does not depend on the image: imports, no workers, one output."""
+    output = scratch / "output.tar"
+    command = [*PARALAYER, "convert", "--quiet", make_layout("small-image"), output]
+    benchmark.pedantic(run, (command,), setup=lambda: output.unlink(missing_ok=True), rounds=10)
+    assert output.stat().st_size % 512 == 0
