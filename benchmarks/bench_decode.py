@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.rounds import median_seconds, note, repeat
 from benchmarks.stages import STAGES, run_stage
 from paralayer import open_image
 
@@ -26,8 +27,8 @@ def test_stage_decodes_everything(
 ) -> None:
     """Isolates one stage: the codec, our decoder around it, the blob's digest, the scan, the copy into a memfd."""
     layers = open_image(str(make_layout(name))).layers
-    done = benchmark.pedantic(run_stage, (stage, layers), rounds=5)
+    done = repeat(benchmark, lambda: run_stage(stage, layers))
     assert done.decoded == run_stage("codec", layers).decoded
     assert bool(done.entries) == (stage in ("scan", "store"))
-    if benchmark.enabled:
-        benchmark.extra_info["MB/s"] = round(done.decoded / benchmark.stats.stats.median / 1e6)
+    if (seconds := median_seconds(benchmark)) is not None:
+        note(benchmark, megabytes_per_second=done.decoded / seconds / 1e6)

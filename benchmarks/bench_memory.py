@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.contest import JOBS, Contest, Format
+from benchmarks.rounds import note, repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,7 @@ def test_little_memory(
 
     if format_ == "directory":
         contest.measure_limit()  # tells what the directory has to be
-    benchmark.pedantic(
-        convert, setup=lambda: contest.measure("plenty", JOBS), teardown=contest.check, rounds=5
-    )
+    repeat(benchmark, convert, setup=lambda: contest.measure("plenty", JOBS), teardown=contest.check)
     peak = contest.peak(JOBS, *_LITTLE)
     assert peak <= contest.bound(64 << 20)
-    benchmark.extra_info["times as long"] = round(contest.ratio("little", "plenty"), 2)
-    benchmark.extra_info["peak MiB"] = peak >> 20
+    note(benchmark, to_plenty=contest.ratio("little", "plenty"), peak_mebibytes=peak / (1 << 20))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.rounds import median_seconds, note, repeat
 from benchmarks.stacks import ENTRIES, merge, stack_of
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ def test_merge_leaves_what_survives(benchmark: BenchmarkFixture, scale: float, *
     """Isolates tables → survivors: reading the tables, the overlay, gathering the rows."""
     with stack_of(max(4000, int(ENTRIES * scale)), orderly=orderly) as stack:
         assert [ordered for _, _, ordered in stack.tables[1:]] == [orderly] * 9
-        paths = benchmark.pedantic(merge, (stack,), rounds=5)
+        paths = repeat(benchmark, lambda: merge(stack))
         assert len(paths) == len(stack.want)
         assert set(paths) == stack.want
-        if benchmark.enabled:
-            per_entry = benchmark.stats.stats.median / stack.entries
-            benchmark.extra_info["µs an entry"] = round(per_entry * 1e6, 2)
+        if (seconds := median_seconds(benchmark)) is not None:
+            note(benchmark, microseconds_per_entry=seconds / stack.entries * 1e6)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.contest import JOBS, Contest
 from benchmarks.layouts import SHAPES
+from benchmarks.rounds import note, repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,5 @@ def test_tar(
     def convert() -> None:
         contest.runs.setdefault("jobs N", []).append(contest.convert(JOBS))
 
-    benchmark.pedantic(convert, setup=compare, teardown=contest.check, rounds=5)
-    benchmark.extra_info["times the limit"] = round(contest.ratio("jobs N", "limit"), 2)
-    benchmark.extra_info["times as fast as --jobs 1"] = round(contest.ratio("jobs 1", "jobs N"), 2)
+    repeat(benchmark, convert, setup=compare, teardown=contest.check)
+    note(benchmark, to_limit=contest.ratio("jobs N", "limit"), to_one_job=contest.ratio("jobs N", "jobs 1"))

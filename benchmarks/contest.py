@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.limits import decode_seconds, extract, write_seconds
 from benchmarks.measure import PARALAYER, Run, peak_memory, run
-from paralayer.engine.plan import usable_cpus
+from paralayer.engine.limits import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,8 @@ class Contest:
 
     def bound(self, memory: int) -> int:
         """Return the bytes that all processes together may have."""
-        return memory + 60 * _MIB + JOBS * 25 * _MIB + self.result["entries"] * 1024
+        entries: int = self.result["entries"]
+        return memory + 60 * _MIB + JOBS * 25 * _MIB + entries * 1024
 
     def _extract(self) -> Run:
         """Extract the flat archive; the first time that tells what the directory has to be."""
@@ -140,7 +141,7 @@ class Contest:
 def digest_of_tree(directory: Path) -> str:
     """Return a digest of everything in a directory but its own metadata, which tar has only where the image has it."""
     names: Sequence[bytes] = sorted(os.listdir(os.fsencode(directory)))
-    command = [*_TAR, _NO_TIMES, "-C", directory, "-cf", "-", "--", *names]
+    command: list[str | bytes | Path] = [*_TAR, _NO_TIMES, "-C", directory, "-cf", "-", "--", *names]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         digest = hashlib.sha256()

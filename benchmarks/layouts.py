@@ -38,7 +38,14 @@ def layout(name: str, scale: float = 1) -> Path:
     if not path.exists():
         DIRECTORY.mkdir(parents=True, exist_ok=True)
         temporary = DIRECTORY / f"{name}-{size}.{os.getpid()}"
-        command = [sys.executable, ROOT / "scripts" / "make-image", temporary, "--size-mb", str(size)]
-        subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+        command: list[str | Path] = [
+            sys.executable,
+            ROOT / "scripts" / "make-image",
+            temporary,
+            "--size-mb",
+            str(size),
+            *arguments,
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         temporary.rename(path)
     return path

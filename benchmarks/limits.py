@@ -70,7 +70,9 @@ def write_seconds(size: int, scratch: Path) -> float:
 def extract(archive: Path, directory: Path) -> Run:
     """Extract the flat archive with GNU tar, which is what writing a directory takes at least."""
     directory.mkdir()
-    return run(["tar", "--xattrs", "--xattrs-include=*", "-xpf", archive, "-C", directory])
+    # Newest layer first, a directory gets entries long after its own; only so is its time set after them all.
+    options = ("--delay-directory-restore", "--xattrs", "--xattrs-include=*")
+    return run(["tar", *options, "-xpf", archive, "-C", directory])
 
 
 def read_blob(layer: Layer) -> bytes:

@@ -30,15 +30,10 @@ def convert(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 
 
 def finish(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; what it prints is text."""
+    """Run a command to its end; what it prints is text, of which any byte can be had back."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.run(
-        command,
-        check=False,
-        text=True,
-        errors="surrogateescape",
-        timeout=PATIENCE,
-        **{**streams, **options},
+        command, check=False, timeout=PATIENCE, errors="surrogateescape", **{**streams, **options}
     )
 
 

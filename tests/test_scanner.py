@@ -983,7 +983,7 @@ def test_what_is_wrong_first_is_told_however_the_stream_is_cut() -> None:
             reason = refusal_of(tar)
             assert refusal_of(tar, [len(tar) - 5000 * BLOCK]) == reason
             assert refusal_of(tar, range(1 << 20, len(tar), 1 << 20)) == reason
-            assert refusal_of(header(b"a") + first + last) == reason.replace(str(len(tar)), "")
+            assert refusal_of(header(b"a") + first + last) == reason
 
 
 # What makes a layer cheap to merge

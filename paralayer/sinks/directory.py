@@ -17,7 +17,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
 from paralayer.survivors import Batch, Rules, write_table
 from paralayer.table import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
+from paralayer.tar.names import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from types import TracebackType
 
     from paralayer.sinks.sink import Placed, SinkJob
 
@@ -69,9 +71,10 @@ class WriteFiles:
         rows["layer"] = 0  # one table has the extra bytes of all of them
         batch = Batch(0, rows, table.paths(), [table], rules)
         kinds = rows["kind"].tolist()
-        for row in range(self.start, self.stop):
-            if row not in self.skipped and kinds[row - before.rows] != DIRECTORY:
-                maker.make(batch, row - before.rows, stream)
+        with maker:
+            for row in range(self.start, self.stop):
+                if row not in self.skipped and kinds[row - before.rows] != DIRECTORY:
+                    maker.make(batch, row - before.rows, stream)
         yield Finished(maker.lost + rules.dropped)
 
 
@@ -88,9 +91,8 @@ class WritePart:
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
         top, stream = fds
-        maker = _Maker(top, self.name)
-        with maker.errors(self.path), maker.parent(self.path) as (parent, name):
-            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        with _Maker(top, self.name) as maker:
+            fd = maker.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.lseek(fd, self.at, os.SEEK_SET)
                 _send(fd, stream, self.begin, self.length)
@@ -168,8 +170,9 @@ class DirectorySink:
         """See `Sink`."""
         rows = batch.rows
         directories = np.flatnonzero(rows["kind"] == DIRECTORY).tolist()
-        for index in directories:
-            self._maker.make_directory(batch.paths[index])
+        with self._maker:
+            for index in directories:
+                self._maker.make_directory(batch.paths[index])
         self._late.append((batch, directories))
         has_data = (rows["kind"] == FILE) & (rows["stored"] > 0)
         fd = os.memfd_create("batch", os.MFD_CLOEXEC)
@@ -225,7 +228,8 @@ class DirectorySink:
         if stop <= placed.done:
             return False
         if not placed.done:
-            self._maker.make_file(path, int(placed.batch.rows["size"][index]))
+            with self._maker:
+                self._maker.make_file(path, int(placed.batch.rows["size"][index]))
             placed.in_parts.append(index)
             self._late.append((placed.batch, [index]))
         passed = 0
@@ -258,13 +262,14 @@ class DirectorySink:
 
     def commit(self) -> None:
         """See `Sink`."""
-        for path, target in self._links:
-            self._maker.make_link(path, target)
-        for batch, indices in reversed(self._late):
-            for index in reversed(indices):
-                self._maker.finish(batch, index)
         assert self._root is not None
-        self._maker.finish(self._root, 0)
+        with self._maker:
+            for path, target in self._links:
+                self._maker.make_link(path, target)
+            for batch, indices in reversed(self._late):
+                for index in reversed(indices):
+                    self._maker.finish(batch, index)
+            self._maker.finish(self._root, 0)
         self.lost += self._maker.lost
         self._output.commit()
 
@@ -281,99 +286,117 @@ class DirectorySink:
 
 
 class _Maker:
-    """Makes files below the directory `top`. Errors name the path, below the output `name`."""
+    """Makes files below the directory `top`. A context manager: errors name the path, below the output `name`."""
 
     def __init__(self, top: int, name: str) -> None:
         self._top = top
         self._name = name
+        self._path = b""  # at hand, for errors
+        self._deep: tuple[bytes, int] | None = (
+            None  # a directory too deep for one system call, and its descriptor
+        )
         self._privileged = os.geteuid() == 0
         self.lost: Counter[str] = Counter()
 
-    @contextlib.contextmanager
-    def errors(self, path: bytes) -> Iterator[None]:
-        """Turn an OSError into one that names the path."""
-        try:
-            yield
-        except OSError as error:
-            raise SinkError(f"{self._name}: {quote(path)}", error.strerror or "cannot be written") from None
+    def __enter__(self) -> Self:
+        return self
 
-    @contextlib.contextmanager
-    def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """Give (descriptor of a directory, name from there), also where a path is longer than Linux takes at once."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._deep is not None:
+            os.close(self._deep[1])
+            self._deep = None
+        if isinstance(error, OSError):
+            raise SinkError(
+                f"{self._name}: {quote(self._path)}", error.strerror or "cannot be written"
+            ) from None
+
+    def _locate(self, path: bytes) -> tuple[int, bytes]:
+        """Return (descriptor of a directory, name from there); the descriptor is good until the next call."""
+        self._path = path
         if len(path) < _PATH_MAX:
-            yield self._top, path
-            return
-        fd = os.dup(self._top)
-        try:
-            while len(path) >= _PATH_MAX:
-                head, path = (
-                    path[: path.rindex(b"/", 0, _PATH_MAX)],
-                    path[path.rindex(b"/", 0, _PATH_MAX) + 1 :],
-                )
-                below = os.open(head, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
+            return self._top, path
+        parent, name = split(path)
+        if self._deep is None or self._deep[0] != parent:
+            fd = os.dup(self._top)
+            while parent:
+                head = parent if len(parent) < _PATH_MAX else parent[: parent.rindex(b"/", 0, _PATH_MAX)]
+                parent = parent[len(head) + 1 :]
+                try:
+                    below = os.open(
+                        head, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
+                    )
+                finally:
+                    os.close(fd)
                 fd = below
-            yield fd, path
-        finally:
-            os.close(fd)
+            if self._deep is not None:
+                os.close(self._deep[1])
+            self._deep = split(path)[0], fd
+        return self._deep[1], name
 
     def make_directory(self, path: bytes) -> None:
         """Make a directory that only we can use, for the time being."""
-        with self.errors(path), self.parent(path) as (parent, name):
-            os.mkdir(name, 0o700, dir_fd=parent)
+        parent, name = self._locate(path)
+        os.mkdir(name, 0o700, dir_fd=parent)
 
     def make_file(self, path: bytes, size: int) -> None:
         """Make a file of holes."""
-        with self.errors(path), self.parent(path) as (parent, name):
-            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
-            try:
-                os.ftruncate(fd, size)
-            finally:
-                os.close(fd)
+        fd = self.open(path, _CREATE)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    def open(self, path: bytes, flags: int) -> int:
+        """Open a file, or a directory."""
+        parent, name = self._locate(path)
+        return os.open(name or b".", flags, 0o600, dir_fd=parent)
 
     def make_link(self, path: bytes, target: bytes) -> None:
         """Make a hard link."""
-        with self.errors(path), self.parent(path) as (parent, name), self.parent(target) as (other, old):
-            os.link(old, name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+        parent, old = self._locate(target)
+        parent = os.dup(parent)
+        try:
+            directory, name = self._locate(path)
+            os.link(old, name, src_dir_fd=parent, dst_dir_fd=directory, follow_symlinks=False)
+        finally:
+            os.close(parent)
 
     def make(self, batch: Batch, index: int, stream: int) -> None:
         """Make what a row says, whole, with its metadata."""
         path, row = batch.paths[index], batch.rows[index]
         kind = row["kind"]
-        with self.errors(path), self.parent(path) as (parent, name):
-            if kind == FILE:
-                fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
-                try:
-                    _fill(fd, batch, index, stream)
-                    self._dress(fd, batch, index)
-                finally:
-                    os.close(fd)
-                return
-            mode = int(row["mode"])
-            if kind == SYMLINK:
-                os.symlink(batch.linkname(index), name, dir_fd=parent)
-            elif kind == FIFO:
-                os.mkfifo(name, mode, dir_fd=parent)
-            else:
-                device = os.makedev(int(row["major"]), int(row["minor"]))
-                try:
-                    os.mknod(
-                        name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent
-                    )
-                except PermissionError:
-                    self.lost[DEVICES] += 1
-                    return
-            self._dress_unopened(parent, name, batch, index)
-
-    def finish(self, batch: Batch, index: int) -> None:
-        """Give a directory, or a file that is there, its metadata."""
-        path = batch.paths[index]
-        with self.errors(path), self.parent(path) as (parent, name):
-            fd = os.open(name or b".", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        if kind == FILE:
+            fd = self.open(path, _CREATE)
             try:
+                _fill(fd, batch, index, stream)
                 self._dress(fd, batch, index)
             finally:
                 os.close(fd)
+            return
+        parent, name = self._locate(path)
+        mode = int(row["mode"])
+        if kind == SYMLINK:
+            os.symlink(batch.linkname(index), name, dir_fd=parent)
+        elif kind == FIFO:
+            os.mkfifo(name, mode, dir_fd=parent)
+        else:
+            device = os.makedev(int(row["major"]), int(row["minor"]))
+            try:
+                os.mknod(name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent)
+            except PermissionError:
+                self.lost[DEVICES] += 1
+                return
+        self._dress_unopened(parent, name, batch, index)
+
+    def finish(self, batch: Batch, index: int) -> None:
+        """Give a directory, or a file that is there, its metadata."""
+        fd = self.open(batch.paths[index], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._dress(fd, batch, index)
+        finally:
+            os.close(fd)
 
     def _dress(self, fd: int, batch: Batch, index: int) -> None:
         """Set metadata: the owner first, for that clears set-id bits and capabilities, the time last."""

@@ -11,10 +11,14 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
+from itertools import count
+from typing import TYPE_CHECKING
 
 from paralayer.errors import SinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2
@@ -68,20 +72,52 @@ def start_writeback(fd: int) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file, or a directory with everything in it, whatever its modes are. Nothing there is fine."""
+    """Remove a file, or a directory with everything in it, whatever its modes are. Nothing there is fine.
+
+    Trees can be deeper than any recursion or path goes, so directories are moved to the top before they are emptied.
+    """
     if not _is_directory(path):
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
         return
-    if os.geteuid() != 0:
-        for directory, names, _, fd in os.fwalk(path, follow_symlinks=False, onerror=None):
-            del directory
-            for name in names:
-                if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    os.chmod(name, 0o700, dir_fd=fd)
-    shutil.rmtree(path)
+    os.chmod(path, 0o700)
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        serial = count()
+        prefix = os.fsencode(f".remove-{secrets.token_hex(8)}-")
+        pending = _empty(top, lambda name: name)
+        while pending:
+            name = pending.pop()
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+            try:
+
+                def move(child: bytes, parent: int = fd) -> bytes:
+                    moved = prefix + b"%d" % next(serial)
+                    os.rename(child, moved, src_dir_fd=parent, dst_dir_fd=top)
+                    return moved
+
+                pending += _empty(fd, move)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _empty(directory: int, move: Callable[[bytes], bytes]) -> list[bytes]:
+    """Remove the files in a directory, make its directories accessible and move them; return their new names."""
+    moved = []
+    for name in os.listdir(directory):
+        raw = os.fsencode(name)
+        if stat.S_ISDIR(os.stat(raw, dir_fd=directory, follow_symlinks=False).st_mode):
+            os.chmod(raw, 0o700, dir_fd=directory)
+            moved.append(move(raw))
+        else:
+            os.unlink(raw, dir_fd=directory)
+    return moved
 
 
 def _is_directory(path: str) -> bool:

@@ -61,6 +61,15 @@ _KINDS |= {b"1": HARDLINK, b"2": SYMLINK, b"3": CHAR, b"4": BLOCK_DEVICE, b"5": 
 _KIND_OF_FLAG = np.full(256, 255, np.uint8)
 for _flag, _kind in _KINDS.items():
     _KIND_OF_FLAG[_flag[0]] = _kind
+_NUMBERS = (
+    ("mode", header.MODE),
+    ("uid", header.UID),
+    ("gid", header.GID),
+    ("size", header.SIZE),
+    ("mtime", header.MTIME),
+    ("major", header.MAJOR),
+    ("minor", header.MINOR),
+)
 _REGULAR = ord("0")
 _DATALESS = frozenset(b"123456")
 
@@ -363,10 +372,8 @@ class Scanner:
         """Publish the rows of the headers seen so far."""
         self._held = 0
         if self._extensions:
-            extensions = np.frombuffer(b"".join(self._extensions), np.uint8).reshape(-1, BLOCK)
+            self._check_extensions()
             self._extensions.clear()
-            if len(header.wrong_checksums(extensions)):
-                self._refuse("bad checksum of an extension header")
         if not self._blocks:
             return
         blocks = np.frombuffer(b"".join(self._blocks), np.uint8).reshape(-1, BLOCK)
@@ -383,6 +390,18 @@ class Scanner:
         self._blocks.clear()
         self._data.clear()
         self._specials = {}
+
+    def _check_extensions(self) -> None:
+        """Refuse headers that are no entries and have a wrong checksum or what is no number."""
+        blocks = np.frombuffer(b"".join(self._extensions), np.uint8).reshape(-1, BLOCK)
+        if len(header.wrong_checksums(blocks)):
+            self._refuse("bad checksum of an extension header")
+        blocks = _without_other_devices(blocks)
+        try:
+            for key, where in _NUMBERS:
+                header.parse_numbers(blocks, where, key)
+        except HeaderError as error:
+            self._refuse(f"extension header: {error.what}", error.got, error.want)
 
     def _numbers(self, blocks: header.Blocks) -> Rows:
         rows = np.zeros(len(blocks), ROW)
@@ -418,10 +437,7 @@ class Scanner:
                 raise _at(index, f"{key} out of range", int(number[index]), f"0 to {_MAX_ID}")
             rows[key] = number
         rows["stored"] = rows["size"] = np.where(rows["kind"] == FILE, sizes, 0)
-        lacks_devices = (blocks[:, 257:262] != np.frombuffer(b"ustar", np.uint8)).any(axis=1)
-        if lacks_devices.any():
-            blocks = blocks.copy()
-            blocks[lacks_devices, header.MAJOR[0] : header.PREFIX[0]] = 0
+        blocks = _without_other_devices(blocks)
         device = (rows["kind"] == CHAR) | (rows["kind"] == BLOCK_DEVICE)
         for key, place in (("major", header.MAJOR), ("minor", header.MINOR)):
             number = header.parse_numbers(blocks, place, key)
@@ -549,6 +565,15 @@ class Scanner:
             extents = [(0, 0)]
             rows["sparse"][index] = 1
         return link + xattrs + pack_extents(extents)
+
+
+def _without_other_devices(blocks: header.Blocks) -> header.Blocks:
+    """Return headers with blank device numbers where the format, told by the magic, has none."""
+    others = (blocks[:, 257:262] != np.frombuffer(b"ustar", np.uint8)).any(axis=1)
+    if others.any():
+        blocks = blocks.copy()
+        blocks[others, header.MAJOR[0] : header.PREFIX[0]] = 0
+    return blocks
 
 
 def _plain_size(block: bytes) -> int:
