@@ -27,13 +27,15 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Decoded megabytes, and what `make-image` is to make of them. `real` is an image as people have it; `small-files`
 has 400,000 entries; all but `many-layers`, with 100, have 10 layers."""
 
+_LEAST = {"large-files": 60}  # megabytes: its layers are two files, cut from whole ones of this machine
+
 SHAPES = tuple(name for name in LAYOUTS if name != "small-image")
 
 
 def layout(name: str, scale: float = 1) -> Path:
     """Return the layout `name`, made now if need be; `scale` makes it smaller, but not below a megabyte."""
     size, arguments = LAYOUTS[name]
-    size = max(1, round(size * scale))
+    size = max(_LEAST.get(name, 1), round(size * scale))
     path = DIRECTORY / f"{name}-{size}"
     if not path.exists():
         DIRECTORY.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,8 @@ def gather(survivors: Survivors, tables: Sequence[Table | None], rules: Rules) -
     for position, place in survivors.directories.items():
         rows[position] = implied_directory() if place is None else _row(tables, place)
     _clamp(rows, rules)
-    return Batch(survivors.layer, rows, survivors.paths, tables, rules)
+    # A copy: of the frontier, the next batch comes with a table of its own.
+    return Batch(survivors.layer, rows, survivors.paths, list(tables), rules)
 
 
 def gather_root(table: Table | None, row: int, rules: Rules) -> Batch:

@@ -721,8 +721,8 @@ def test_xattrs_of_an_earlier_pax_header_are_gone() -> None:
 
 REFUSED_XATTRS = {
     "more than 64 KiB": (b"user.a", bytes(65537), "f: xattr user.a: got 65537 bytes, want at most 65536"),
-    "without a name": (b"", b"1", "tar: xattr without a proper name"),
-    "with NUL in the name": (b"user.\0a", b"1", "tar: xattr without a proper name"),
+    "without a name": (b"", b"1", "tar: xattr without a name"),
+    "with NUL in the name": (b"user.\0a", b"1", "tar: PAX record without a key"),
 }
 
 

@@ -26,7 +26,7 @@ def parse_records(block: bytes) -> list[tuple[bytes, bytes]]:
         if stop > len(block) or stop <= space + 1 or block[stop - 1] != 0x0A:
             raise HeaderError("PAX record with a wrong length", length)
         key, separator, value = block[space + 1 : stop - 1].partition(b"=")
-        if not separator or not key:
+        if not separator or not key or b"\0" in key:
             raise HeaderError("PAX record without a key and '='", repr(key[:40])[1:])
         records.append((key, value))
         at = stop

@@ -626,8 +626,8 @@ def _apply_record(special: _Special, key: bytes, value: bytes) -> None:
             special.linkname = value or None
     elif key.startswith(_XATTR):
         name = key[len(_XATTR) :]
-        if not name or b"\0" in name:
-            raise HeaderError("xattr without a proper name", repr(name[:40])[1:])
+        if not name:
+            raise HeaderError("xattr without a name")
         special.xattrs[name] = value
     elif key == b"mtime":
         special.mtime = pax.parse_time("mtime", value) if value else None
