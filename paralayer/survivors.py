@@ -95,11 +95,11 @@ def gather(survivors: Survivors, tables: Sequence[Table | None], rules: Rules) -
 
 def gather_root(table: Table | None, row: int, rules: Rules) -> Batch:
     """Bring the root's row of a table into a batch of its own; None: the root has no entry."""
-    if table is None:
-        return Batch(0, np.array([implied_directory()], ROW), [b""], [], rules)
-    rows = table.rows[row - table.start.rows :][:1].copy()
+    rows = np.array([implied_directory()], ROW)
+    if table is not None:
+        rows[0] = table.rows[row - table.start.rows]
+        rows["layer"] = 0
     _clamp(rows, rules)
-    rows["layer"] = 0
     return Batch(0, rows, [b""], [table], rules)
 
 

@@ -333,7 +333,6 @@ def test_large_and_sparse_files_come_in_parts(tmp_path: Path, jobs: int, memory:
     want = {b"large": large, b"d/sparse": bytes(sparse), b"hole": bytes(3 * MIB + 5), b"hidden": NOISE[:5]}
 
     result = paralayer.convert(layout, ImageSpec.directory(tmp_path / "out"), jobs=jobs, memory=memory)
-    assert (result.second_readings > 0) == (memory < UNLIMITED)
     for path, data in want.items():
         written = os.path.join(os.fsencode(tmp_path / "out"), path)
         with open(written, "rb") as stream:

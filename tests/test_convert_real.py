@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from model import Node
 
 pytestmark = pytest.mark.requires("umoci", "root")
-
-TOOLS: tuple[Literal["tar", "bsdtar", "tarfile"], ...] = ("tar", "bsdtar", "tarfile")
-NOT_IN_TARFILE = ("xattrs", "mtime_ns")
-"""Python's tarfile knows no extended attributes, and times only as floating-point numbers."""
 
 
 @pytest.fixture(scope="module", params=["umoci", "buildah"])
@@ -88,22 +84,36 @@ def test_tree_is_the_one_that_was_built(image: RealImage, flat: str) -> None:
 @pytest.mark.requires("overlay")
 def test_tree_is_what_the_kernel_mounts(image: RealImage, flat: str, tmp_path: Path) -> None:
     mounted = overlay_tree(read_layers(image.layout, image.tag), f"{tmp_path}/overlay")
-    got = snapshot_tar(flat)
-    assert diff(got, mounted, ignore=NOT_ON_DISK) == []
+    # umoci stores no entries for unchanged parents; the kernel takes their metadata from where they are implied.
+    implied = [f"dir.{name}" for name in ("mode", "uid", "gid", "mtime", "mtime_ns", "xattrs")]
+    ignore = [*NOT_ON_DISK, *(implied if "umoci" in image.layout else ())]
+    assert diff(snapshot_tar(flat), mounted, ignore=ignore) == []
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_tar_tools_extract_the_same_tree(
-    flat: str, unpacked: dict[bytes, Node], tmp_path: Path, tool: Literal["tar", "bsdtar", "tarfile"]
+def test_gnu_tar_extracts_the_same_tree(
+    flat: str, unpacked: dict[bytes, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if tool == "bsdtar" and not shutil.which("bsdtar"):
-        pytest.skip("missing: bsdtar")
-    extracted = extract_tar(flat, f"{tmp_path}/extracted", tool)
-    assert diff(extracted, unpacked, ignore=NOT_IN_TARFILE if tool == "tarfile" else ()) == []
+    """As it is, but for the times of directories that are filled again after others; with one option, these too."""
+    assert diff(extract_tar(flat, f"{tmp_path}/plain"), unpacked, ignore=["dir.mtime", "dir.mtime_ns"]) == []
+    monkeypatch.setenv("TAR_OPTIONS", "--delay-directory-restore")
+    assert diff(extract_tar(flat, f"{tmp_path}/delayed"), unpacked) == []
 
 
-def test_sparse_file_stays_sparse(image: RealImage, tmp_path: Path) -> None:
-    """Builders store holes as zeros or as GNU tar does; which, is theirs. A hole that is stored as one stays one."""
+@pytest.mark.requires("bsdtar")
+def test_bsdtar_extracts_the_same_tree(flat: str, unpacked: dict[bytes, Node], tmp_path: Path) -> None:
+    extracted = extract_tar(flat, f"{tmp_path}/extracted", "bsdtar")
+    # It sets no times on the directory that it extracts into.
+    extracted[b""] = replace(extracted[b""], mtime=unpacked[b""].mtime, mtime_ns=unpacked[b""].mtime_ns)
+    assert diff(extracted, unpacked) == []
+
+
+def test_python_extracts_the_same_tree(flat: str, unpacked: dict[bytes, Node], tmp_path: Path) -> None:
+    """But for what `tarfile` does not know: xattrs, nanoseconds, times of symlinks."""
+    extracted = extract_tar(flat, f"{tmp_path}/extracted", "tarfile")
+    assert diff(extracted, unpacked, ignore=["xattrs", "mtime_ns", "symlink.mtime"]) == []
+
+
+def test_sparse_file_stays_sparse(tmp_path: Path) -> None:
     layer = subprocess.run(
         ["tar", "-C", tmp_path, "--format=posix", "--sparse", "-cf", "-", "sparse"],
         check=True,
@@ -176,15 +186,17 @@ def test_ordinary_user_gets_all_but_what_root_alone_can_make(
     image: RealImage, unpacked: dict[bytes, Node], common: Path, jobs: str
 ) -> None:
     layout = shutil.copytree(image.layout, common / "layout")
+    subprocess.run(["chmod", "-R", "a+rX", layout], check=True)
     error = as_nobody(str(layout), common / "out", "--jobs", jobs)
     assert diff(snapshot_directory(os.fsencode(common / "out")), without_privileges(unpacked)) == []
     devices = sum(node.kind in ("char", "block") for node in unpacked.values())
     inodes = len({node.group for node in unpacked.values() if node.kind not in ("char", "block")})
-    warning, summary = error.splitlines()
-    assert warning.startswith("paralayer: warning: left out: "), error
-    assert f"devices (only root can make them): {devices}" in warning
-    assert f"owners (only root can give files away): {inodes}" in warning
-    assert "xattrs" in warning
+    *warnings, summary = error.splitlines()
+    assert warnings == [
+        f"paralayer: warning: left out: devices (only root can make them): {devices}",
+        f"paralayer: warning: left out: owners (only root can give files away): {inodes}",
+        "paralayer: warning: left out: xattrs that may not or cannot be set here: 1",
+    ]
     assert summary.startswith(f"{common}/out: ")
 
 
@@ -289,8 +301,8 @@ def test_nothing_is_inherited_from_the_place(tmp_path: Path) -> None:
 # Deep and long
 
 
-@pytest.mark.parametrize("depth", [1500])
-def test_deep_tree_is_made_and_removed(tmp_path: Path, depth: int) -> None:
+def test_deep_tree_is_made_and_removed(tmp_path: Path) -> None:
+    depth = 1500
     paths = [b"/".join([b"deep"] * count) for count in range(1, depth)]
     stack = [[*map(directory, paths), file(paths[-1] + b"/f", b"x"), symlink(paths[-1] + b"/l", b"f")]]
     layout = write_image(f"{tmp_path}/layout", stack, compression="gzip")
@@ -298,8 +310,14 @@ def test_deep_tree_is_made_and_removed(tmp_path: Path, depth: int) -> None:
         paralayer.convert(layout, ImageSpec.directory(tmp_path / "out", force=True))
     assert sorted(os.listdir(tmp_path)) == ["layout", "out"]
     paralayer.convert(layout, ImageSpec.tar(tmp_path / "out.tar"))
-    extracted = subprocess.run(
-        ["tar", "-df", tmp_path / "out.tar", "-C", tmp_path / "out"], check=False, capture_output=True
-    )
-    assert extracted.returncode == 0, extracted.stderr[:1000]
+    assert snapshot_tar(str(tmp_path / "out.tar")).keys() == {b"", *(entry.path for entry in stack[0])}
+    below = os.open(tmp_path / "out", os.O_RDONLY)
+    for _ in range(depth - 1):
+        above, below = below, os.open("deep", os.O_RDONLY, dir_fd=below)
+        os.close(above)
+    try:
+        assert sorted(os.listdir(below)) == ["f", "l"]
+        assert os.readlink("l", dir_fd=below) == "f"
+    finally:
+        os.close(below)
     subprocess.run(["rm", "-r", tmp_path / "out"], check=True)

@@ -274,6 +274,8 @@ class Conversion:
         index = reading.layer.index
         assert reading.table_fd is not None
         reading.window = False  # all that is decoded is there
+        if reading.stream is not None:
+            self._budget.free(reading.stream.trim())
         table = self._tables[index] = Table(reading.table_fd, event.length)
         os.close(reading.table_fd)
         reading.table_fd = None

@@ -54,6 +54,11 @@ class LayerStream:
         """Bytes of the pages that are there."""
         return os.fstat(self.fd).st_blocks * 512
 
+    def trim(self) -> int:
+        """Give back the grant that was not used, when all is decoded; return how many bytes that is."""
+        unused, self.granted = self.granted - self.decoded, self.decoded
+        return unused
+
     def close(self) -> int:
         """Free everything; return how many granted bytes became free."""
         os.close(self.fd)

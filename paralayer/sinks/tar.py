@@ -11,6 +11,7 @@ are holes of a file and zeros in a pipe.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class TarSink:
             self._fd = os.dup(fd)
         self.ordered = self._output is None
         self._buffer = bytearray(_BUFFER)
+        self._appends = False
         self.lost: Counter[str] = Counter()
         self._begin()
 
@@ -241,6 +243,7 @@ class TarSink:
                 placed.index, placed.needs = index, begin + placed.done
                 return
             placed.done = 0
+            filled = 0  # it may have used the buffer
             index += 1
         if first < index:
             pieces.append(headers[offsets[first] : offsets[index]])
@@ -287,11 +290,26 @@ class TarSink:
     def _send(self, fd: int, offset: int, length: int) -> None:
         """Send part of a stream."""
         while length:
-            sent = os.sendfile(self._fd, fd, offset, min(length, _SEND_MAX))
-            assert sent, "what was announced is there"
-            self._at += sent
+            sent = self._send_some(fd, offset, min(length, _SEND_MAX))
             offset += sent
             length -= sent
+
+    def _send_some(self, fd: int, offset: int, length: int) -> int:
+        if not self._appends:
+            try:
+                sent = os.sendfile(self._fd, fd, offset, length)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._appends = True  # the kernel does not send to a file that is opened for appending
+            else:
+                assert sent, "what was announced is there"
+                self._at += sent
+                return sent
+        view = memoryview(self._buffer)[: min(length, _BUFFER)]
+        _read_into(fd, view, offset)
+        self._put([view])
+        return len(view)
 
     def _skip(self, length: int) -> None:
         """Write zeros, or nothing where the output is a file."""
