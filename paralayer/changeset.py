@@ -182,13 +182,14 @@ class _Application:
                 continue  # the root, which is always there
             target = self._target(path, row) if kind == HARDLINK else None
             parent, name = split(path)
-            resolved = _join(self._directory(parent, path), name)
+            directory = self._directory(parent, path)
+            resolved = path if directory == parent else _join(directory, name)
             if target == resolved:
                 self._entries.refuse(path, "hard link to itself")
             if kind == DIRECTORY:
-                self._put_directory(resolved, row)
+                self._put_directory(directory, resolved, row)
             else:
-                self._put(resolved, row)
+                self._put(directory, resolved, row)
         return Changeset(self._entries, self._own, self._wiped, self._opaque, self._files)
 
     def _apply_whiteout(self, path: bytes, kind: int) -> None:
@@ -228,7 +229,7 @@ class _Application:
 
     # This layer's content comes
 
-    def _put_directory(self, path: bytes, row: int) -> None:
+    def _put_directory(self, parent: bytes, path: bytes, row: int) -> None:
         old = self._own.get(path)
         if old is not None and self._kind(old) != DIRECTORY:
             self._remove(path)
@@ -237,11 +238,11 @@ class _Application:
         if path in self._passed:
             self._forget_names()
         if old is None:
-            self._add(path, row)
+            self._add(parent, path, row)
         else:
             self._own[path] = row
 
-    def _put(self, path: bytes, row: int) -> None:
+    def _put(self, parent: bytes, path: bytes, row: int) -> None:
         if path in self._own:
             if self._kind(self._own[path]) == DIRECTORY:
                 self._forget_names()
@@ -249,11 +250,15 @@ class _Application:
             self._wiped.add(path)
         if path in self._passed:
             self._forget_names()
-        self._add(path, row)
+        self._add(parent, path, row)
 
-    def _add(self, path: bytes, row: int) -> None:
+    def _add(self, parent: bytes, path: bytes, row: int) -> None:
         self._own[path] = row
-        self._children.setdefault(split(path)[0], []).append(path)
+        children = self._children.get(parent)
+        if children is None:
+            self._children[parent] = [path]
+        else:
+            children.append(path)
 
     def _remove(self, path: bytes) -> None:
         doomed = [path]
@@ -352,7 +357,7 @@ class _Application:
         for directory in reversed(missing):
             if directory in replaced:
                 self._wiped.add(directory)
-            self._add(directory, IMPLIED)
+            self._add(split(directory)[0], directory, IMPLIED)
 
     def _target(self, path: bytes, row: int) -> bytes:
         """Find the file that the hard link `path` is another name of; return the path that names it now."""

@@ -152,7 +152,7 @@ def row_of(table: Table, row: np.void, path: bytes, tar: bytes) -> Row:
     return Row(
         path=path,
         kind=KINDS[int(row["kind"])],
-        stored=tar[row["data"] : row["data"] + row["stored"]],
+        stored=tar[int(row["data"]) : int(row["data"]) + int(row["stored"])],
         mode=int(row["mode"]),
         uid=int(row["uid"]),
         gid=int(row["gid"]),

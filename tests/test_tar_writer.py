@@ -6,6 +6,7 @@ import os
 import subprocess
 import tarfile
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -64,7 +65,7 @@ def written(entries: Sequence[Entry], sizes: Sequence[int] = ()) -> list[bytes]:
     headers, offsets = pack_headers(batch_of(entries, sizes))
     assert offsets.dtype == np.int64
     assert [offsets[0], offsets[-1]] == [0, len(headers)]
-    return [headers[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [headers[start:stop] for start, stop in pairwise(offsets.tolist())]
 
 
 def read(header: bytes) -> Row:
@@ -172,7 +173,7 @@ def test_hard_links_that_are_written_are_read(
     rows = np.repeat(batch_of([entry], [size]).rows, len(links))
     rows["kind"], rows["size"] = HARDLINK, 0
     headers, offsets = pack_links(rows, links)
-    for start, stop, (path, target) in zip(offsets[:-1], offsets[1:], links, strict=True):
+    for (start, stop), (path, target) in zip(pairwise(offsets.tolist()), links, strict=True):
         row = read(headers[start:stop])
         assert (row.path, row.kind, row.linkname) == (path, "hardlink", target)
         assert (row.size, row.xattrs, row.mode) == (0, {}, entry.mode)
@@ -280,7 +281,8 @@ TREE = [
     Entry(BAD_LONG, data=b"bad", mtime=8, mtime_ns=1),
     Entry(BAD * 20, "symlink", 0o777, linkname=BAD_LONG, mtime=9),
     Entry(b"fraction", mtime=1_000_000_000, mtime_ns=123_456_789),
-    Entry(b"early", mtime=-5, mtime_ns=500_000_000),
+    Entry(b"early", mtime=-5),
+    Entry(b"early-fraction", mtime=-5, mtime_ns=500_000_000),
     Entry(b"late", mtime=10_000_000_000, mtime_ns=1),
     Entry(b"owner", uid=2**32 - 2, gid=2**32 - 2, mtime=11),
     Entry(b"owned", uid=2**21, gid=2**31, mtime=12),
@@ -316,12 +318,13 @@ def archive(path: Path) -> str:
     return name
 
 
-# What a tool cannot restore.
-LOST = {
-    "tar": (),
-    "bsdtar": (),
-    "tarfile": ("xattrs", "mtime", "mtime_ns"),
+# What a tool restores otherwise: libarchive 3.6 takes -4.5 for -3.5 and leaves the time of `-C`'s directory.
+OTHERWISE: dict[Tool, list[str]] = {
+    "tar": [],
+    "bsdtar": ["b'': mtime", "b'': mtime_ns", "b'early-fraction': mtime"],
+    "tarfile": [],
 }
+LOST: dict[Tool, list[str]] = {"tar": [], "bsdtar": [], "tarfile": ["xattrs", "mtime", "mtime_ns"]}
 
 
 @pytest.mark.requires("tar", "bsdtar", "root")
@@ -332,7 +335,8 @@ def test_other_tools_extract_the_same_tree(
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     want = from_model(merge([[*TREE, *(Entry(path, "hardlink", linkname=target) for path, target in LINKS)]]))
     got = extract_tar(archive(tmp_path), os.fspath(tmp_path / "out"), tool)
-    assert diff(got, want, ignore={*NOT_ON_DISK, *LOST[tool]}) == []
+    differences = diff(got, want, ignore={*NOT_ON_DISK, *LOST[tool]})
+    assert [difference.partition(": got")[0] for difference in differences] == OTHERWISE[tool]
 
 
 @pytest.mark.requires("tar", "bsdtar")
@@ -360,7 +364,7 @@ def test_other_tools_read_numbers_beyond_octal(tmp_path: Path) -> None:
     name = os.fspath(tmp_path / "archive.tar")
     size = 2 * 8**11 + 5
     device = Entry(
-        b"device", "char", major=2**32 - 1, minor=2**32 - 2, uid=2**32 - 2, gid=MAX_OCTAL_7 + 1, mtime=-1
+        b"device", "char", major=2**31 - 1, minor=2**31 - 2, uid=2**32 - 2, gid=MAX_OCTAL_7 + 1, mtime=-1
     )
     with open(name, "wb") as stream:
         [large, last] = written([Entry(b"large"), device], [size, 0])
@@ -372,15 +376,15 @@ def test_other_tools_read_numbers_beyond_octal(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, b"")
         first, second = done.stdout.decode().splitlines()
         assert str(size) in first
-        assert "4294967295,4294967294" in second.replace(", ", ",")
+        assert "2147483647,2147483646" in second.replace(", ", ",")
         assert "4294967294" in second
         assert str(MAX_OCTAL_7 + 1) in second
     with tarfile.open(name) as opened:
         one, two = opened.getmembers()
         assert one.size == size
         assert (two.devmajor, two.devminor, two.uid, two.gid) == (
-            2**32 - 1,
-            2**32 - 2,
+            2**31 - 1,
+            2**31 - 2,
             2**32 - 2,
             MAX_OCTAL_7 + 1,
         )
