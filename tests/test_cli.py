@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pty
@@ -167,8 +166,7 @@ def read_terminal(fd: int) -> str:
     while select.select([fd], [], [], PATIENCE)[0]:
         try:
             parts.append(os.read(fd, 65536))
-        except OSError as error:
-            assert error.errno == errno.EIO
+        except OSError:  # EIO: nobody
             break
     os.close(fd)
     return b"".join(parts).decode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,3 +71,11 @@ def test_little_memory_changes_nothing(
         small = paralayer.convert_dir(image, tmp_path / "small", jobs=1, memory=1)
         assert diff(snapshot_directory(bytes(tmp_path / "small")), want, ignore=NOT_ON_DISK) == []
     assert small.second_readings == again
+
+
+def test_a_pipe_with_ample_memory_needs_no_second_reading(tmp_path: Path) -> None:
+    image = write_image(str(tmp_path / "image"), [MORE, MANY, [file(b"d")]])
+    command = [sys.executable, "-m", "paralayer", "convert", "--memory", "1G", image, "-"]
+    done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert "7 of 20 entries" in done.stderr
+    assert "read twice" not in done.stderr

@@ -967,7 +967,7 @@ def test_batches_end_between_entries() -> None:
     want = scan(tail).rows
     assert len(want) == len(PIECES) - 2
     tar = many + tail + END_OF_ARCHIVE
-    for cut in range(0, len(tail), 777):
+    for cut in range(0, len(tail), 1777):
         got = scan(tar, [len(many) + cut])
         assert len(got.rows) == 4095 + len(want)
         assert got.rows[4095:] == want

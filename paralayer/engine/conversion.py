@@ -74,7 +74,7 @@ class _Reading:
     identity: tuple[int, ...] | None = None
     placed: list[Placed] = field(default_factory=list)  # batches whose data is not taken yet
     jobs: list[SinkJob] = field(default_factory=list)  # of the sink, not finished
-    resolved: bool = False
+    resolved: bool = False  # all its survivors are placed
     finished: bool = False
 
 
@@ -114,7 +114,7 @@ class Conversion:
         self._sizes = [layer.blob.size for layer in layers]
         self._decoding: dict[int, _Reading] = {}  # by worker
         self._blocked: dict[int, _Reading] = {}  # by worker: waits for memory
-        self._held: list[Survivors] = []  # until the root is known
+        self._held: list[tuple[Survivors, bool]] = []  # until the root is known; whether they complete their layer
         self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
@@ -300,9 +300,7 @@ class Conversion:
     # Survivors to the sink
 
     def _resolve(self) -> None:
-        for survivors in self._overlay.resolve():
-            self._readings[survivors.layer].resolved = True
-            self._held.append(survivors)
+        self._held.extend((survivors, True) for survivors in self._overlay.resolve())
         if self._overlay.done and self._rooted and self._overlay.root != self._root:
             raise OverturnedError
         if (self._held or self._overlay.done) and (self._rooted or self._find_root()):
@@ -325,7 +323,7 @@ class Conversion:
         index = reading.layer.index
         self._tables[index] = table
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
-        self._held.append(self._overlay.advance(table.paths(), kinds, parents))
+        self._held.append((self._overlay.advance(table.paths(), kinds, parents), False))
         if self._rooted or self._find_root():
             reading.window = True
             self._place()
@@ -352,8 +350,9 @@ class Conversion:
         """Give the sink the survivors that are known, and their data as far as it is there."""
         held, self._held = self._held, []
         touched = []
-        for survivors in held:
+        for survivors, complete in held:
             reading = self._readings[survivors.layer]
+            reading.resolved = complete
             touched.append(reading)
             if survivors.paths:
                 self.counts.survivors += len(survivors.paths)

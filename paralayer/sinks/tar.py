@@ -277,15 +277,13 @@ class TarSink:
 
     def _put(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Write all of the pieces."""
-        remaining = [piece for piece in pieces if len(piece)]
-        while remaining:
-            written = os.writev(self._fd, remaining)
+        left = sum(map(len, pieces))
+        while left:
+            written = os.writev(self._fd, pieces)
             self._at += written
-            while remaining and written >= len(remaining[0]):
-                written -= len(remaining[0])
-                remaining.pop(0)
-            if written:
-                remaining[0] = memoryview(remaining[0])[written:]
+            left -= written
+            if left:
+                pieces = _after(pieces, written)
 
     def _send(self, fd: int, offset: int, length: int) -> None:
         """Send part of a stream."""
@@ -331,6 +329,15 @@ def _holes(batch: Batch, index: int) -> list[_Extent]:
         at = offset + length
         stored += length
     return extents
+
+
+def _after(pieces: Sequence[bytes | memoryview], written: int) -> list[bytes | memoryview]:
+    """Return what is left of pieces when so many bytes of them are written."""
+    for index, piece in enumerate(pieces):
+        if written < len(piece):
+            return [memoryview(piece)[written:], *pieces[index + 1 :]]
+        written -= len(piece)
+    return []
 
 
 def _read_into(fd: int, view: memoryview, offset: int) -> int:

@@ -45,7 +45,7 @@ def pack_headers(batch: Batch) -> tuple[bytes, Offsets]:
 
 
 def pack_links(rows: Rows, links: list[tuple[bytes, bytes]]) -> tuple[bytes, Offsets]:
-    """Return the headers of hard links, (path, path of the file); `rows` are those of their files."""
+    """Return the headers of hard links, (path, path of the file); `rows` are their files', as kind HARDLINK of size 0."""
     return _pack(rows, [path for path, _ in links], {i: target for i, (_, target) in enumerate(links)}, {})
 
 
