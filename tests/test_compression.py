@@ -21,7 +21,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paralayer.compression import CHUNK, MAX_WINDOW, READ_SIZE, _Source, open_decoder
+from paralayer.compression import CHUNK, MAX_WINDOW, READ_SIZE, open_decoder
+from paralayer.compression.source import Source
 from paralayer.errors import LayerError
 
 if TYPE_CHECKING:
@@ -513,7 +514,7 @@ def test_zstd_bomb_is_decoded_whole() -> None:
 
 @pytest.mark.parametrize("count", range(6))
 def test_unused_bytes_of_several_pieces_go_back(count: int) -> None:
-    source = _Source(pieces([b"abc", b"def"]), "layer 3")
+    source = Source(pieces([b"abc", b"def"]), "layer 3")
     taken = bytes(source.piece(3)) + bytes(source.piece(2))
     source.give_back(taken[len(taken) - count :])
     assert source.take(count + 1) == b"abcdef"[5 - count :]

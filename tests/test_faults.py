@@ -242,7 +242,7 @@ except paralayer.WorkerError as error:
 
 MOMENTS: dict[str, tuple[str, int, str]] = {
     "first reading begins": ("started", 1 << 30, "forked"),
-    "first reading": ("bytes", 1 << 30, "forked"),
+    "first reading": ("bytes", 8 << 20, "forked"),
     "newest survivors": ("indexed", 1 << 30, "forked"),
     "newest survivors, new interpreters": ("indexed", 1 << 30, "spawned"),
     "no memory": ("indexed", 1, "forked"),

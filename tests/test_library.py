@@ -203,6 +203,20 @@ def test_signals_stay_the_programs_own(image: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory", [1, 1 << 30])
 @pytest.mark.parametrize("form", ["tar", "directory"])
 def test_progress_comes_in_order(image: str, tmp_path: Path, form: str, jobs: int, memory: int) -> None:
+    spec = ImageSpec.tar(tmp_path / "out") if form == "tar" else ImageSpec.directory(tmp_path / "out")
+    check_progress(image, spec, jobs, memory)
+
+
+@pytest.mark.parametrize("last", [directory(b"./", 0o711), file(b"d/2", b"twice")], ids=["root", "twice"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_progress_comes_in_order_although_output_starts_over(tmp_path: Path, jobs: int, last: Entry) -> None:
+    """A layer's last entry overturns what was written of it."""
+    layout = write_image(f"{tmp_path}/layout", [layer(0), layer(1), [*layer(2), last], [file(b"small")]])
+    check_progress(layout, ImageSpec.tar(tmp_path / "out.tar"), jobs, 1)
+
+
+def check_progress(image: str, spec: ImageSpec, jobs: int, memory: int) -> None:
+    """Convert an image of four layers, and check the events."""
     events: list[PackerProgress] = []
     threads = set()
 
@@ -210,7 +224,6 @@ def test_progress_comes_in_order(image: str, tmp_path: Path, form: str, jobs: in
         events.append(event)
         threads.add(threading.current_thread())
 
-    spec = ImageSpec.tar(tmp_path / "out") if form == "tar" else ImageSpec.directory(tmp_path / "out")
     result = paralayer.convert(image, spec, jobs=jobs, memory=memory, progress=progress)
     assert threads == {threading.current_thread()}
     layers = paralayer.open_image(image).layers
@@ -254,7 +267,7 @@ def test_error_of_the_program_ends_the_conversion(image: str, tmp_path: Path, fo
 
     spec = ImageSpec.tar(tmp_path / "out") if form == "tar" else ImageSpec.directory(tmp_path / "out")
     with pytest.raises(OwnError):
-        paralayer.convert(image, spec, jobs=2, progress=progress)
+        paralayer.convert(image, spec, jobs=2, memory=8 * MIB, progress=progress)
     assert os.listdir(tmp_path) == []
 
 
