@@ -110,6 +110,11 @@ class Contest:
         pairs = zip(self.runs[name], self.runs[other], strict=False)
         return median(one.seconds / two.seconds for one, two in pairs)
 
+    def cpu_ratio(self, name: str, other: str) -> float:
+        """Return the median, over the rounds, of the CPU times' ratio."""
+        pairs = zip(self.runs[name], self.runs[other], strict=False)
+        return median(one.cpu / two.cpu for one, two in pairs)
+
     def seconds(self, name: str) -> list[float]:
         """Return the wall times of all rounds."""
         return [measured.seconds for measured in self.runs[name]]

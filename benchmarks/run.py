@@ -53,9 +53,10 @@ class Target(NamedTuple):
 class Report:
     """What was measured so far, as Markdown."""
 
-    def __init__(self, rounds: int, scale: float) -> None:
+    def __init__(self, rounds: int, scale: float, file_system: str) -> None:
         self.rounds = rounds
         self.scale = scale
+        self.file_system = file_system
         self.targets: list[Target] = []
         self.sections: list[str] = []
 
@@ -73,7 +74,7 @@ class Report:
                         memory += self._memory(contest)
                         self._targets(contest)
         heads = ["", "decoded MB", "`--jobs 1` s", "CPU s", f"`--jobs {JOBS}` s", "CPU s", "MB/s"]
-        heads += ["times as fast", "limit s", "times the limit", "`umoci` s"]
+        heads += ["times as fast", "limit s", "times the limit", "as CPU", "`umoci` s"]
         self.sections += ["## Conversions", _table(heads, rows)]
         if memory:
             heads = ["", "peak MiB", "bound MiB", "own figure MiB", "seconds", "times as long"]
@@ -187,9 +188,10 @@ class Report:
         """Return the whole report."""
         targets = [target.row() for target in self.targets]
         head = (
-            f"Linux {platform.release()}, Python {platform.python_version()}, commit {_commit()}; `{command}`. "
+            f"Linux {platform.release()}, Python {platform.python_version()}, commit {_commit()}; `{command}`; outputs on "
+            f"{self.file_system}. "
             f"Medians (least..most) of {self.rounds} interleaved rounds; CPU is user and system of all processes. "
-            "The limit is the CPU of the bare codec over the blobs and of writing the output's bytes (directory: of "
+            f"The load was {os.getloadavg()[0]:.1f} at the end, ours included. The limit is the CPU of the bare codec over the blobs and of writing the output's bytes (directory: of "
             "`tar -x` of the flat tar), over the jobs."
         )
         return "\n\n".join(
@@ -217,6 +219,7 @@ def _conversion(contest: Contest) -> list[str]:
         f"{contest.ratio('jobs 1', 'jobs N'):.2f}",
         f"{median(each.seconds for each in limit):.2f}",
         f"{contest.ratio('jobs N', 'limit'):.2f}",
+        f"{contest.cpu_ratio('jobs N', 'limit'):.2f}",
         _spread(contest.seconds("umoci")) if umoci else "",
     ]
 
@@ -241,6 +244,12 @@ def _commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
+def _file_system(directory: Path) -> str:
+    """Return the type of the file system that holds a directory."""
+    command: list[str | Path] = ["stat", "--file-system", "--format=%T", directory]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
@@ -253,11 +262,17 @@ def main() -> None:
     parser.add_argument(
         "--layouts", nargs="*", choices=SHAPES, default=SHAPES, metavar="NAME", help=", ".join(SHAPES)
     )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=DIRECTORY,
+        help="where outputs are written, best on a tmpfs: see README.md",
+    )
     parser.add_argument("--write", action="store_true", help="write the report to benchmarks/results")
     options = parser.parse_args()
-    report = Report(options.rounds, options.scale)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=DIRECTORY) as scratch:
+    report = Report(options.rounds, options.scale, _file_system(options.scratch))
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         report.starts(Path(scratch))
         report.merges()
         report.stages()

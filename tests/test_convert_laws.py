@@ -313,6 +313,22 @@ def open_sink(form: str, path: str) -> tuple[TarSink | DirectorySink, str]:
         return TarSink(None, fd=stream.fileno()), path
 
 
+@pytest.mark.parametrize("memory", [1, 2 * MIB, 3 * MIB])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_layer_that_ceases_to_flow_is_written_as_far_as_it_flowed(
+    tmp_path: Path, jobs: int, memory: int
+) -> None:
+    """What was taken of a stream is written before the stream is dropped for want of memory."""
+    stack = [
+        [file(b"old")],
+        [file(b"a", NOISE[: 500 * KIB]), file(b"b", NOISE[:MIB]), file(b"x/y"), file(b"c", NOISE[: 3 * MIB])],
+    ]
+    layout = write_image(str(tmp_path / "layout"), stack)
+    with Engines() as engines:
+        run(layout, DirectorySink(str(tmp_path / "out")), engines, jobs=jobs, memory=memory)
+    assert snapshot_directory(os.fsencode(tmp_path / "out")) == from_model(merge(stack))
+
+
 @pytest.mark.parametrize("memory", [1, 2 * MIB, UNLIMITED])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_large_and_sparse_files_come_in_parts(tmp_path: Path, jobs: int, memory: int) -> None:
@@ -330,7 +346,7 @@ def test_large_and_sparse_files_come_in_parts(tmp_path: Path, jobs: int, memory:
     sparse[60 * MIB : 63 * MIB] = NOISE[MIB : 4 * MIB]
     want = {b"large": large, b"d/sparse": bytes(sparse), b"hole": bytes(3 * MIB + 5), b"hidden": NOISE[:5]}
 
-    result = paralayer.convert(layout, ImageSpec.directory(tmp_path / "out"), jobs=jobs, memory=memory)
+    paralayer.convert(layout, ImageSpec.directory(tmp_path / "out"), jobs=jobs, memory=memory)
     for path, data in want.items():
         written = os.path.join(os.fsencode(tmp_path / "out"), path)
         with open(written, "rb") as stream:

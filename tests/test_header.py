@@ -33,6 +33,7 @@ NUMBERS = {
     "NUL ends it": (b"64\0" + b"9xx\0\xff", 0o64),
     "space ends it": (b"64 9xx\0\xff", 0o64),
     "leading NUL, of an overflow in old writers": (b"\0" + b"000644\0", 0o644),
+    "leading NULs": (bytes(5) + b"644", 0o644),
     "blank: NUL": (bytes(8), 0),
     "blank: spaces": (b" " * 8, 0),
     "blank: both": (b"  \0\0\0 \0 ", 0),
@@ -224,6 +225,8 @@ NAMES = {
     "long component that is taken back": (b"x" * 300 + b"/../a", b"a"),
     "whiteout of a long name": (b"a/.wh." + b"x" * 255, b"a/.wh." + b"x" * 255),
     "deep": (b"d/" * 5000 + b"f", b"d/" * 5000 + b"f"),
+    "32 KiB": (b"d/" * (1 << 14) + b"/", b"d/" * ((1 << 14) - 1) + b"d"),
+    "much longer, taken back": (b"d/../" * (1 << 17) + b"a", b"a"),
 }
 CLIMBS, TOO_LONG = "name climbs above the root", "name has a component that is too long"
 NO_NAMES = {
@@ -235,6 +238,8 @@ NO_NAMES = {
     "256 bytes": (b"x" * 256, TOO_LONG),
     "256 bytes of a directory": (b"x" * 256 + b"/a", TOO_LONG),
     "long directory like a whiteout": (b".wh." + b"x" * 252 + b"/a", TOO_LONG),
+    "more than 32 KiB": (b"d/" * (1 << 14) + b"dd", "name is too long"),
+    "whiteout of more than 32 KiB": (b".wh." + b"n" * (1 << 15), "name is too long"),
     "NUL": (b"a\0b", "name contains NUL"),
 }
 

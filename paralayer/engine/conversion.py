@@ -267,6 +267,8 @@ class Conversion:
             self._blocked[worker] = reading
             self._pack_here(reading)
         else:
+            # It may have flowed before. A worker's job keeps the memory that it needs; one that waits has to be done.
+            self._pack_here(reading)
             self._close_stream(reading)
             self._executor.answer(worker, None)
 

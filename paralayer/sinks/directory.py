@@ -24,6 +24,7 @@ import numpy as np
 from paralayer.engine.jobs import Finished, Job, Run
 from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
+from paralayer.sinks.window import LARGE, Window
 from paralayer.survivors import Batch, Rules, write_table
 from paralayer.table import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
 from paralayer.tar.names import split
@@ -65,9 +66,11 @@ class WriteFiles:
         top, table_fd, stream = fds
         before, after = self.part
         table = Table(table_fd, after, before)
-        maker = _Maker(top, self.name)
         rules = Rules()
         rows = table.rows.copy()
+        small = rows[self.start - before.rows : self.stop - before.rows]
+        small = small[(small["stored"] > 0) & (small["stored"] < LARGE)]
+        maker = _Maker(top, self.name, int((small["data"] + small["stored"]).max(initial=0)))
         rows["layer"] = 0  # one table has the extra bytes of all of them
         batch = Batch(0, rows, table.paths(), [table], rules)
         kinds = rows["kind"].tolist()
@@ -288,8 +291,10 @@ class DirectorySink:
 class _Maker:
     """Makes files below the directory `top`. A context manager: errors name the path, below the output `name`."""
 
-    def __init__(self, top: int, name: str) -> None:
+    def __init__(self, top: int, name: str, stop: int = 0) -> None:
         self._top = top
+        self._window = Window()
+        self._stop = stop  # in the stream: what is before it may be read ahead
         self._name = name
         self._path = b""  # at hand, for errors
         self._deep: tuple[bytes, int] | None = (
@@ -370,7 +375,7 @@ class _Maker:
         if kind == FILE:
             fd = self.open(path, _CREATE)
             try:
-                _fill(fd, batch, index, stream)
+                self._fill(fd, batch, index, stream)
                 self._dress(fd, batch, index)
             finally:
                 os.close(fd)
@@ -397,6 +402,25 @@ class _Maker:
             self._dress(fd, batch, index)
         finally:
             os.close(fd)
+
+    def _fill(self, fd: int, batch: Batch, index: int, stream: int) -> None:
+        row = batch.rows[index]
+        begin, stored = int(row["data"]), int(row["stored"])
+        if row["sparse"]:
+            for offset, length in batch.extents(index):
+                os.lseek(fd, offset, os.SEEK_SET)
+                _send(fd, stream, begin, length)
+                begin += length
+            os.ftruncate(fd, int(row["size"]))
+        elif stored >= LARGE:
+            _send(fd, stream, begin, stored)
+        elif stored:
+            end = begin + stored
+            if not self._window.has(begin, end):
+                self._window.fill(stream, begin, max(end, self._stop))
+            view = self._window.view(begin, end)
+            while view:
+                view = view[os.write(fd, view) :]
 
     def _dress(self, fd: int, batch: Batch, index: int) -> None:
         """Set metadata: the owner first, for that clears set-id bits and capabilities, the time last."""
@@ -436,19 +460,6 @@ class _Maker:
             if error.errno not in _NOT_HERE:
                 raise
             self.lost[XATTRS] += 1
-
-
-def _fill(fd: int, batch: Batch, index: int, stream: int) -> None:
-    row = batch.rows[index]
-    begin = int(row["data"])
-    if not row["sparse"]:
-        _send(fd, stream, begin, int(row["stored"]))
-        return
-    for offset, length in batch.extents(index):
-        os.lseek(fd, offset, os.SEEK_SET)
-        _send(fd, stream, begin, length)
-        begin += length
-    os.ftruncate(fd, int(row["size"]))
 
 
 def _send(fd: int, stream: int, begin: int, length: int) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from paralayer.errors import SinkError
 from paralayer.sinks.output import Output, start_writeback
+from paralayer.sinks.window import LARGE, Window
 from paralayer.table import FILE, HARDLINK, ROW
 from paralayer.tar.header import padding
 from paralayer.tar.writer import END, pack_headers, pack_links
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from paralayer.sinks.sink import Placed, SinkJob
     from paralayer.survivors import Batch
 
-_LARGE = 128 << 10  # extents from here on are sent by the kernel: half the CPU of copying through a buffer
-_BUFFER = 1 << 20
 _SEND_MAX = 32 << 20  # of one call, which no signal interrupts
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
@@ -82,7 +81,6 @@ class TarSink:
         else:
             self._fd = os.dup(fd)
         self.ordered = self._output is None
-        self._buffer = bytearray(_BUFFER)
         self._appends = False
         self.lost: Counter[str] = Counter()
         self._begin()
@@ -201,8 +199,7 @@ class TarSink:
         """Write entries as far as their data is there, from where `placed` is."""
         headers = memoryview(placed.headers)
         offsets, data, stored, kinds = placed.header_offsets, placed.data, placed.stored, placed.kinds
-        buffer = memoryview(self._buffer)
-        buffered = filled = 0  # the part of the stream that is in the buffer
+        window = Window()
         pieces: list[bytes | memoryview] = []
         first = placed.index  # headers from here on are not in `pieces` yet
         index, count = placed.index, len(kinds)
@@ -215,18 +212,16 @@ class TarSink:
                 continue
             length = stored[index]
             begin = data[index]
-            if length < _LARGE and index not in placed.sparse:
+            if length < LARGE and index not in placed.sparse:
                 end = begin + length
                 if end > upto:
                     break
-                if end > filled or begin < buffered:
+                if not window.has(begin, end):
                     self._put(pieces)
                     pieces = []
-                    wanted = min(_BUFFER, upto - begin)
-                    filled = buffered = begin
-                    filled += _read_into(fd, buffer[:wanted], begin)
+                    window.fill(fd, begin, min(upto, placed.until))
                 pieces.append(headers[offsets[first] : offsets[index + 1]])
-                pieces.append(buffer[begin - buffered : end - buffered])
+                pieces.append(window.view(begin, end))
                 if length % 512:
                     pieces.append(_ZEROS[: padding(length)])
                 index += 1
@@ -243,7 +238,6 @@ class TarSink:
                 placed.index, placed.needs = index, begin + placed.done
                 return
             placed.done = 0
-            filled = 0  # it may have used the buffer
             index += 1
         if first < index:
             pieces.append(headers[offsets[first] : offsets[index]])
@@ -304,10 +298,11 @@ class TarSink:
                 assert sent, "what was announced is there"
                 self._at += sent
                 return sent
-        view = memoryview(self._buffer)[: min(length, _BUFFER)]
-        _read_into(fd, view, offset)
-        self._put([view])
-        return len(view)
+        length = min(length, Window.SIZE)
+        window = Window()
+        window.fill(fd, offset, offset + length)
+        self._put([window.view(offset, offset + length)])
+        return length
 
     def _skip(self, length: int) -> None:
         """Write zeros, or nothing where the output is a file."""
@@ -338,13 +333,3 @@ def _after(pieces: Sequence[bytes | memoryview], written: int) -> list[bytes | m
             return [memoryview(piece)[written:], *pieces[index + 1 :]]
         written -= len(piece)
     return []
-
-
-def _read_into(fd: int, view: memoryview, offset: int) -> int:
-    """Fill a buffer from a stream."""
-    filled = 0
-    while filled < len(view):
-        got = os.preadv(fd, [view[filled:]], offset + filled)
-        assert got, "what was announced is there"
-        filled += got
-    return filled

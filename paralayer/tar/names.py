@@ -8,7 +8,10 @@ from __future__ import annotations
 from paralayer.errors import quote
 from paralayer.tar.header import HeaderError
 
-NAME_MAX = 255  # of a component, on Linux
+NAME_MAX = 255  # bytes of a component, on Linux
+PATH_MAX = (
+    32 << 10
+)  # bytes; each directory on the way may have to be made, so memory goes with the square of it
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
@@ -17,7 +20,7 @@ LINK_STORE = b".wh..wh.plnk"  # in the root: files that only hard links name
 
 
 def normalise(name: bytes) -> bytes:
-    """Return the path that a name means; refuse one that climbs above the root.
+    """Return the path that a name means; refuse one that climbs above the root or is too long.
 
     `..` takes the component before it away, whether that exists or not.
     """
@@ -25,7 +28,7 @@ def normalise(name: bytes) -> bytes:
     for component in name.split(b"/"):
         if component == b"..":
             if not components:
-                raise HeaderError("name climbs above the root", quote(name))
+                raise HeaderError("name climbs above the root", quote(name[:NAME_MAX]))
             components.pop()
         elif component and component != b".":
             components.append(component)
@@ -36,8 +39,10 @@ def normalise(name: bytes) -> bytes:
                 "name has a component that is too long", f"{len(component)} bytes", f"at most {NAME_MAX}"
             )
     path = b"/".join(components)
+    if len(path) > PATH_MAX:
+        raise HeaderError("name is too long", f"{len(path)} bytes", f"at most {PATH_MAX}")
     if b"\0" in path:
-        raise HeaderError("name contains NUL", quote(name))
+        raise HeaderError("name contains NUL", quote(name[:NAME_MAX]))
     return path
 
 

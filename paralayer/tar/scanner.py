@@ -51,6 +51,7 @@ _MAX_SPECIAL = 1 << 20  # bytes of a PAX or GNU long record
 _MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
 _MAX_XATTR = 64 << 10  # bytes of a value on Linux
 _MAX_DEVICE = 2**32 - 1
+_MAX_SHOWN = 4096  # bytes of a name in a message
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
 _NAME_KEYS = (b"path", b"linkpath")
@@ -184,8 +185,8 @@ class Scanner:
     def _refuse(
         self, what: str, got: object = None, want: object = None, name: bytes | None = None
     ) -> NoReturn:
-        where = f"{self._where}: {quote(name)}" if name is not None else f"{self._where}: tar"
-        raise LayerError(where, what, got, want)
+        shown = "tar" if name is None else quote(name[:_MAX_SHOWN]) + "..." * (len(name) > _MAX_SHOWN)
+        raise LayerError(f"{self._where}: {shown}", what, got, want)
 
     def _expects_plain(self) -> bool:
         """Say whether the next block is a header that nothing before it says anything about."""
@@ -545,6 +546,10 @@ class Scanner:
                     link = self._link = names.normalise(link)
                 except HeaderError as error:
                     self._refuse(f"link target: {error.what}", error.got, error.want, name)
+            elif len(link) > names.PATH_MAX:
+                self._refuse(
+                    "link target is too long", f"{len(link)} bytes", f"at most {names.PATH_MAX}", name
+                )
             rows["link"][index] = len(link)
         if special is None:
             return link
