@@ -238,37 +238,43 @@ SIZES = st.sampled_from(
 """Around the limits of what is sent by the kernel, of the sinks' buffers and of the smallest grant."""
 
 
-@st.composite
-def heavy_stacks(draw: st.DrawFn) -> list[list[Entry]]:
-    """Draw up to four layers of up to 6 MiB, in which data is hidden, linked, in an implied directory, or comes twice."""
+PATHS = st.sampled_from([b"a", b"b", b"c", b"d/a", b"d/b", b"e/f/a"])
+KINDS = st.sampled_from([*["file"] * 6, "whiteout", "link", "opaque", "root", "directory"])
+STEPS = st.tuples(KINDS, PATHS, SIZES, st.integers(0, 1000))
+"""Kind, path, size of the data, and a number that tells data from other data and picks a link's target."""
+PLANS = st.lists(st.lists(STEPS, min_size=1, max_size=4), min_size=1, max_size=4)
+"""Layers, in which data is hidden, linked, in an implied directory, or comes twice."""
+
+Plan = list[list[tuple[str, bytes, int, int]]]
+
+
+def heavy_stack(plan: Plan) -> list[list[Entry]]:
+    """Return the layers of a plan, each with at most 6 MiB of data."""
     stack: list[list[Entry]] = []
-    for number in range(draw(st.integers(1, 4))):
+    for serial, steps in enumerate(plan):
         layer: list[Entry] = []
         left = 6 * MIB
-        for _ in range(draw(st.integers(1, 4))):
-            path = draw(st.sampled_from([b"a", b"b", b"c", b"d/a", b"d/b", b"e/f/a"]))
-            size = min(left, draw(SIZES))
-            left -= size
-            start = draw(st.integers(0, len(NOISE) - size))
-            kind = draw(st.sampled_from([*["file"] * 6, "whiteout", "link", "opaque", "root", "directory"]))
+        for kind, path, wanted, number in steps:
+            files = sorted(
+                {old.path for each in (*stack, layer) for old in each if old.kind == "file"} - {path}
+            )
+            size = min(left, wanted)
             if kind == "file":
-                layer.append(file(path, NOISE[start : start + size], mtime=number + 1))
+                left -= size
+                layer.append(file(path, NOISE[number : number + size], mtime=serial + 1))
             elif kind == "whiteout":
                 layer.append(whiteout(path))
-            elif kind in ("root", "directory"):
-                layer.append(directory(b"./" if kind == "root" else b"d", 0o700, mtime=number))
             elif kind == "opaque":
                 layer.append(opaque(b"d"))
-            else:
-                targets = sorted(
-                    {old.path for each in (*stack, layer) for old in each if old.kind == "file"} - {path}
-                )
-                if targets:
-                    layer.append(hardlink(path, draw(st.sampled_from(targets))))
+            elif kind in ("root", "directory"):
+                layer.append(directory(b"./" if kind == "root" else b"d", 0o700, mtime=serial))
+            elif files:
+                layer.append(hardlink(path, files[number % len(files)]))
         stack.append(layer)
     return without_refused(stack)
 
 
+JOBS = st.integers(1, 3)
 MEMORIES = (1, MIB, 2 * MIB + 1, 5 * MIB, 12 * MIB)
 
 
@@ -278,16 +284,15 @@ def test_any_memory_gives_what_unlimited_gives(form: str) -> None:
     with Engines() as engines:
 
         @FEW
-        @given(heavy_stacks(), st.data())
-        def law(stack: Sequence[Sequence[Entry]], data: st.DataObject) -> None:
+        @given(PLANS, st.sampled_from(MEMORIES), st.tuples(JOBS, JOBS, JOBS))
+        def law(plan: Plan, some: int, jobs: Sequence[int]) -> None:
             nonlocal second_readings
             with scratch() as top:
-                layout = write_image(f"{top}/layout", stack)
+                layout = write_image(f"{top}/layout", heavy_stack(plan))
                 results = []
-                for memory in (UNLIMITED, 1, data.draw(st.sampled_from(MEMORIES), label="memory")):
-                    jobs = data.draw(st.integers(1, 3), label="jobs")
+                for memory, workers in zip((UNLIMITED, 1, some), jobs, strict=True):
                     sink, path = open_sink(form, f"{top}/out")
-                    counts = run(layout, sink, engines, jobs=jobs, memory=memory)
+                    counts = run(layout, sink, engines, jobs=workers, memory=memory)
                     second_readings += counts.second_readings
                     if form == "directory":
                         results.append(snapshot_directory(os.fsencode(path)))

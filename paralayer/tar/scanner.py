@@ -122,7 +122,7 @@ class Scanner:
         self._partial = bytearray()
         self._extension = (b"", 0)  # type and size of the extension header that is being read
         self._pending: _Special | None = None
-        self._name: bytes | None = None  # of the entry that is being read, for messages
+        self._entry: tuple[bytes, _Special | None] | None = None  # that is being read, for messages
         self._last: bytes | None = None  # name of the last entry that was published, for messages
         self._data_end = 0
         self._zero_blocks = 0
@@ -197,14 +197,15 @@ class Scanner:
             self._take(block)
         except HeaderError as error:
             self.flush()
-            self._refuse(error.what, error.got, error.want, self._name)
+            name = self._name_of(*self._entry) if self._entry is not None else None
+            self._refuse(error.what, error.got, error.want, name)
 
     # What the wanted bytes are taken as
 
     def _take_header(self, block: bytes) -> None:
         at = self._next
         self._next += BLOCK
-        self._name = None
+        self._entry = None
         if block == ZERO_BLOCK:
             if self._pending is not None:
                 raise HeaderError("extension header without an entry", f"end of archive at byte {at}")
@@ -215,12 +216,12 @@ class Scanner:
             raise HeaderError("lone zero block inside the archive", f"more at byte {at}")
         flag = block[header.TYPEFLAG : header.TYPEFLAG + 1]
         if flag in _KINDS:
-            self._name = self._name_of(block, self._pending)
+            self._entry = block, self._pending
             self._add_entry(block, flag)
             return
         self._extensions.append(block)
         if flag not in _EXTENSIONS:
-            self._name = self._name_of(block, self._pending)
+            self._entry = block, self._pending
             raise HeaderError("unknown type of entry", repr(flag)[1:])
         size = _size(block)
         if not 0 <= size <= _MAX_SPECIAL:
@@ -243,16 +244,21 @@ class Scanner:
         if flag == b"g":
             pax.parse_records(payload)
             return
-        special = self._pending = self._pending or _Special()
-        if flag == b"L":
-            special.long_path = payload.split(b"\0", 1)[0] or None
-        elif flag == b"K":
-            special.long_linkname = payload.split(b"\0", 1)[0] or None
-        else:
+        before = self._pending
+        if flag == b"x":
             # A second PAX header for one entry replaces the first, as with Go and GNU tar.
-            self._pending = _Special(long_path=special.long_path, long_linkname=special.long_linkname)
+            special = self._pending = _Special()
+            if before is not None:
+                special.long_path, special.long_linkname = before.long_path, before.long_linkname
             for key, value in pax.parse_records(payload):
-                _apply_record(self._pending, key, value)
+                _apply_record(special, key, value)
+            return
+        special = self._pending = before or _Special()
+        value = payload.split(b"\0", 1)[0] or None
+        if flag == b"L":
+            special.long_path = value
+        else:
+            special.long_linkname = value
 
     def _add_entry(self, block: bytes, flag: bytes) -> None:
         """Take an entry's header; `_next` is where its data begins."""
@@ -314,7 +320,7 @@ class Scanner:
         begin = self._next
         records = special.sparse_records
         if b"name" in records:
-            self._name = special.path = records[b"name"]
+            special.path = records[b"name"]
             special.long_path = None
         version = (records.get(b"major"), records.get(b"minor"))
         if version not in ((None, None), (b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
