@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_TINY = 0.005
+_TINY = 0.002
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paralayer import Layer
 
 STAGES = ("codec", "decoder", "digest", "scan", "store")
-"""Each with all before it, but for `codec`, which is the bare library: gzip or zstd bytes in, nothing kept."""
+"""Each with all before it, but for `codec`: the bare library over a blob that is read at once, nothing kept."""
 
 
 class Done(NamedTuple):

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
 import click
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
 _INTERRUPTED = 130
+_LARGEST = (1 << 63) - 1
 
 
 class _Size(click.ParamType[int]):
@@ -35,10 +36,10 @@ class _Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = _SIZE.match(str(value).upper())
-        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-        if size < 1:
+        size = float(match[1]) * _UNITS[match[2]] if match else 0
+        if not 1 <= size < _LARGEST:
             self.fail(f"got {value!r}, want a number of bytes, or one with K, M, G or T", param, ctx)
-        return size
+        return int(size)
 
 
 class _PlatformType(click.ParamType[Platform]):
@@ -57,7 +58,7 @@ def _epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
     if value is not None or not text:
         return value
-    if not re.match(r"-?\d{1,18}\Z", text):
+    if not re.match(r"-?[0-9]{1,18}\Z", text):
         raise click.UsageError(f"SOURCE_DATE_EPOCH: got {text!r}, want seconds since the epoch")
     return int(text)
 
@@ -103,7 +104,7 @@ def cli() -> None:
 @click.option("--no-check", is_flag=True, help="Check no digests at all.")
 @click.option(
     "--mtime",
-    type=int,
+    type=click.IntRange(-_LARGEST, _LARGEST),
     metavar="T",
     callback=_epoch,
     help="Latest modification time, seconds since the epoch. [default: $SOURCE_DATE_EPOCH]",
@@ -147,7 +148,7 @@ def convert_command(
         raise click.UsageError("--check-diff-ids and --no-check exclude each other")
     if as_json and output == "-":
         raise click.UsageError("--json and an output of - both want standard output")
-    if output == "-" and sys.stdout.isatty():
+    if output == "-" and _is_terminal(sys.stdout):
         raise click.UsageError("an archive is not written to a terminal")
     spec = _spec(output, format_, force=force, mtime=mtime)
     with _interrupts(), _Display(quiet=quiet or as_json) as display:
@@ -187,6 +188,10 @@ def _spec(output: str, format_: Format | None, *, force: bool, mtime: int | None
     return ImageSpec.directory(output, force=force, mtime=mtime)
 
 
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # a closed one is None
+
+
 def _summary(result: ConversionResult) -> str:
     seconds = result.seconds["total"]
     again = f", {result.second_readings} read twice" if result.second_readings else ""
@@ -212,7 +217,7 @@ class _Display:
     def __init__(self, *, quiet: bool) -> None:
         self._show: Callable[[PackerProgress], None] | None = None
         self._live: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and _is_terminal(sys.stderr):
             from paralayer.display import LiveDisplay
 
             self._live = LiveDisplay()

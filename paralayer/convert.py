@@ -148,6 +148,7 @@ def convert(
     workers = processes(jobs, sizes)
     budget = Budget(memory, max(1, workers))
     rules = Rules(newest=spec.mtime)
+    _check_apart(image, spec)
     with ExitStack() as stack:
         sink = _open_sink(spec)
         stack.callback(sink.close)
@@ -230,6 +231,16 @@ def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) ->
     return convert(image, replace(spec, **own), **options)
 
 
+def _check_apart(image: Image, spec: ImageSpec) -> None:
+    """Refuse to replace what the image is in."""
+    if spec.path is None or not os.path.exists(spec.path):
+        return
+    output = os.path.realpath(spec.path)
+    for layer in image.layers:
+        if os.path.commonpath([output, os.path.realpath(layer.blob.path)]) == output:
+            raise SinkError(spec.path, "the image is in it")
+
+
 def _open_sink(spec: ImageSpec) -> TarSink | DirectorySink:
     try:
         if spec.format == "tar":
@@ -270,19 +281,25 @@ class _Reporter:
     """Turns the engine's events into those of the interface."""
 
     def __init__(self, sizes: list[int], progress: Callable[[PackerProgress], None] | None) -> None:
-        self.indexed = 0
         self._sizes = sizes
+        self._indexed: set[int] = set()  # also when the output starts over: events are for the first time
         self._progress = progress
         self._last: dict[int, PackerProgress] = {}
         self._done: set[int] = set()
+
+    @property
+    def indexed(self) -> int:
+        """How many layers are indexed."""
+        return len(self._indexed)
 
     def observe(self, event: Event) -> None:
         """Report an event of a decode job."""
         from paralayer.engine.jobs import Finished, Indexed
 
         assert not isinstance(event, Finished)
-        is_indexed = isinstance(event, Indexed)
-        self.indexed += is_indexed
+        is_indexed = isinstance(event, Indexed) and event.layer not in self._indexed
+        if is_indexed:
+            self._indexed.add(event.layer)
         if self._progress is None or event.layer in self._done:
             return
         if event.layer not in self._last:

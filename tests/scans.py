@@ -122,7 +122,7 @@ def scan(tar: bytes, cuts: Iterable[int] = ()) -> Scan:
     return scan_parts([tar[start:stop] for start, stop in pairwise(with_ends)], tar)
 
 
-def scan_parts(parts: Iterable[bytes], tar: bytes, *, whole: bool = True) -> Scan:
+def scan_parts(parts: Iterable[bytes | memoryview], tar: bytes, *, whole: bool = True) -> Scan:
     """Scan `parts`; rows get their data from `tar`. If not `whole`, do not ask whether the end is one."""
     fd = os.memfd_create("table")
     try:

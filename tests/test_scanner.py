@@ -121,6 +121,11 @@ def test_size_is_refused(case: str) -> None:
         assert refusal(header(b"before"), header(flag=flag, size=raw)).startswith(want)
 
 
+@pytest.mark.parametrize("raw", [b"+0000000005\0", b"0_000000005\0", b"\t0000000005\0", b"0o000000005\0"])
+def test_malformed_size_is_refused_before_it_is_followed(raw: bytes) -> None:
+    assert refusal(header(size=raw), b"x" * BLOCK).startswith("f: size: malformed number")
+
+
 def test_negative_size_of_what_has_no_data_is_refused() -> None:
     assert refusal(header(flag=b"5", size=b"\xff" * 12)).startswith("f: size: got -1")
     assert refusal(pax((b"size", b"-1")), header(flag=b"5")).startswith("tar: PAX size: got -1")

@@ -32,8 +32,6 @@ from scans import (
 )
 
 LONG = b"d" * 90 + b"/" + b"e" * 200
-
-
 ZEROS = bytes(BLOCK)
 ENDS = {
     "two zero blocks": END_OF_ARCHIVE,
@@ -139,7 +137,7 @@ PIECES = [
         b"S",
         magic=GNU,
         size=b"00000000200\0",
-        chunks=(b"00000000000\0" + b"00000000100\0") * 1,
+        chunks=b"00000000000\0" + b"00000000100\0",
         extended=b"\1",
         realsize=b"00000010000\0",
     )
@@ -155,6 +153,12 @@ def test_any_split_of_the_stream_is_one_feed(pieces: list[bytes], end: bytes, da
     tar = b"".join(pieces) + end
     cuts = data.draw(st.lists(st.integers(0, len(tar)), max_size=10))
     assert scan(tar, sorted(cuts)) == scan(tar)
+
+
+def test_parts_may_be_views_of_a_buffer() -> None:
+    tar = b"".join(PIECES)
+    view = memoryview(bytearray(tar))
+    assert scan_parts([view[:700], view[700:701], view[701:]], tar) == scan(tar)
 
 
 def test_batches_end_between_entries() -> None:

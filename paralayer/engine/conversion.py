@@ -114,7 +114,9 @@ class Conversion:
         self._sizes = [layer.blob.size for layer in layers]
         self._decoding: dict[int, _Reading] = {}  # by worker
         self._blocked: dict[int, _Reading] = {}  # by worker: waits for memory
-        self._held: list[tuple[Survivors, bool]] = []  # until the root is known; whether they complete their layer
+        self._held: list[
+            tuple[Survivors, bool]
+        ] = []  # until the root is known; whether they complete their layer
         self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
@@ -251,7 +253,9 @@ class Conversion:
             return
         if reading.table_fd is not None:
             reading.orderly, reading.length = event.orderly, event.length
-            reading.window = reading.window and reading.orderly  # else what comes is not resolved before its end
+            reading.window = (
+                reading.window and reading.orderly
+            )  # else what comes is not resolved before its end
             self._flow(reading, now=isinstance(event, MemoryWanted))
         if reading.window:
             self._take(reading)
@@ -263,12 +267,10 @@ class Conversion:
         assert stream is not None
         if self._budget.grant(stream, essential=reading.window):
             self._executor.answer(worker, stream.granted)
-        elif reading.window:
+        elif reading.window or reading.jobs:
             self._blocked[worker] = reading
             self._pack_here(reading)
         else:
-            # It may have flowed before. A worker's job keeps the memory that it needs; one that waits has to be done.
-            self._pack_here(reading)
             self._close_stream(reading)
             self._executor.answer(worker, None)
 
@@ -412,11 +414,21 @@ class Conversion:
             if reading.table_fd is not None:
                 bounds.append(reading.flowed_bytes)  # data of entries that are not resolved yet comes behind
             self._budget.free(stream.release(min([*bounds, stream.decoded])))
-        for worker, blocked in list(self._blocked.items()):
-            assert blocked.stream is not None
-            if self._budget.grant(blocked.stream, essential=True):
+        self._unblock()
+
+    def _unblock(self) -> None:
+        """Answer decoders that wait for memory, as far as there is some by now."""
+        for worker, reading in list(self._blocked.items()):
+            stream = reading.stream
+            assert stream is not None
+            if self._budget.grant(stream, essential=reading.window):
                 del self._blocked[worker]
-                self._executor.answer(worker, blocked.stream.granted)
+                self._executor.answer(worker, stream.granted)
+            elif not (reading.window or reading.jobs):
+                # It flowed, until it was no longer orderly; the last job that needed its stream is done.
+                del self._blocked[worker]
+                self._close_stream(reading)
+                self._executor.answer(worker, None)
 
     def _close_stream(self, reading: _Reading) -> None:
         if reading.stream is not None:

@@ -60,9 +60,9 @@ class LayerStream:
         return unused
 
     def close(self) -> int:
-        """Free everything; return how many granted bytes became free."""
+        """Free everything, also for a worker that has it open; return how many granted bytes became free."""
+        freed = self.release(self.granted)
         os.close(self.fd)
-        freed, self.released = self.granted - self.released, self.granted
         return freed
 
 

@@ -9,6 +9,7 @@ travel with the jobs. The parent learns of a worker's death by the end of its so
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -132,7 +133,9 @@ class Pool:
     def _end(self) -> None:
         for worker in self._workers:
             worker.end.close()
-            os.kill(worker.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            # Not reaped yet, so the number is its own; unless the program around us reaps all children.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
         for worker in self._workers:
             _reap(worker)
         self._workers.clear()

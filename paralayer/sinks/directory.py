@@ -139,7 +139,7 @@ class DirectorySink:
     ordered = False
 
     def __init__(self, path: str, *, replace: bool = False) -> None:
-        self._output = Output(path, replace=replace)
+        self._output = Output(path, replace=replace, directory=True)
         self._name = path
         self._open: set[int] = set()  # tables of batches
         self._begin()

@@ -26,20 +26,22 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 
 
 class Output:
-    """The output `path` and its temporary sibling, `temporary`, which does not exist yet."""
+    """The output `path`, a file or a directory, and its temporary sibling, `temporary`, which does not exist yet."""
 
-    def __init__(self, path: str, *, replace: bool) -> None:
-        self.path = os.path.abspath(path)
+    def __init__(self, path: str, *, replace: bool, directory: bool = False) -> None:
         self._replace = replace
-        parent, name = os.path.split(self.path)
-        if not name:
-            raise SinkError(path, "not the name of an output")
+        parent, name = os.path.split(os.path.join(os.getcwd(), path.rstrip("/")))
+        if name in {"", ".", ".."} or not path:
+            raise SinkError(path or "an empty name", "not the name of an output")
+        self.path = os.path.join(parent, name)
         if os.path.lexists(self.path):
             if not replace:
                 raise SinkError(path, "exists already (replace it with --force)")
             mode = os.lstat(self.path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
                 raise SinkError(path, "is neither a file nor a directory, and is not replaced")
+            if stat.S_ISDIR(mode) and not directory:
+                raise SinkError(path, "is a directory, which is not replaced by a file")
         if not os.path.isdir(parent):
             raise SinkError(path, "its directory does not exist")
         self.temporary = os.path.join(parent, f".paralayer-{secrets.token_hex(8)}")

@@ -2,7 +2,8 @@
 
 Sizes are known from the tables, so each batch has its place in the archive as soon as it is placed, and a file is
 written in whatever order data comes. The order of the entries suits tar readers: the root, parents before children,
-each path once, hard links last.
+each path once, hard links last. Entries of one directory can stand apart, since newest layers come first; readers that
+set a directory's time when they leave it (GNU tar without --delay-directory-restore) set it too early.
 
 Data does not pass through Python objects: large extents are sent from the memfd to the output by the kernel, small
 ones are read together into one buffer and written from there, with their headers, in one call. Holes of sparse files

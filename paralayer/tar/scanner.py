@@ -254,11 +254,11 @@ class Scanner:
                 _apply_record(special, key, value)
             return
         special = self._pending = before or _Special()
-        value = payload.split(b"\0", 1)[0] or None
+        name = payload.split(b"\0", 1)[0] or None
         if flag == b"L":
-            special.long_path = value
+            special.long_path = name
         else:
-            special.long_linkname = value
+            special.long_linkname = name
 
     def _add_entry(self, block: bytes, flag: bytes) -> None:
         """Take an entry's header; `_next` is where its data begins."""
