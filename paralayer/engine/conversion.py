@@ -394,26 +394,25 @@ class Conversion:
             reading = self._readings[self._order[0].layer]
 
     def _release(self, reading: _Reading) -> None:
-        """Free what nobody needs any more of a layer's decoded bytes."""
+        """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""
         stream = reading.stream
-        if reading.resolved and not (
-            reading.finished or reading.worker is not None or reading.placed or reading.jobs
-        ):
+        idle = reading.worker is None and not reading.jobs
+        if reading.resolved and idle and not reading.placed and not reading.finished:
             reading.finished = True
             self._finished(reading.layer.index)
-        if stream is None or not (reading.resolved or reading.window):
-            return
-        needed = [placed.needs for placed in reading.placed if placed.needs is not None]
-        if reading.window and self._sink.ordered:
-            needed = [placed.needs for placed in self._takers(reading) if placed.needs is not None]
-        needed = [needs for needs in needed if needs >= stream.released]
-        if reading.worker is None and not reading.jobs and (reading.window or not needed):
-            self._close_stream(reading)
-        else:
-            bounds = [*needed, *(job.begin for job in reading.jobs)]
-            if reading.table_fd is not None:
-                bounds.append(reading.flowed_bytes)  # data of entries that are not resolved yet comes behind
-            self._budget.free(stream.release(min([*bounds, stream.decoded])))
+        if stream is not None and (reading.resolved or reading.window):
+            takers = self._takers(reading) if reading.window and self._sink.ordered else reading.placed
+            needed = [placed.needs for placed in takers if placed.needs is not None]
+            needed = [needs for needs in needed if needs >= stream.released]  # others need a second reading
+            if idle and (reading.window or not needed):
+                self._close_stream(reading)
+            else:
+                bounds = [*needed, *(job.begin for job in reading.jobs)]
+                if reading.table_fd is not None:
+                    bounds.append(
+                        reading.flowed_bytes
+                    )  # data of entries that are not resolved yet comes behind
+                self._budget.free(stream.release(min([*bounds, stream.decoded])))
         self._unblock()
 
     def _unblock(self) -> None:

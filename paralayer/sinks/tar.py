@@ -252,13 +252,13 @@ class TarSink:
         extents = placed.sparse.get(index) or [_Extent(0, begin, placed.stored[index])]
         for extent in extents:
             end = extent.stored + extent.length
-            if begin + placed.done >= end:
-                continue
-            if upto <= extent.stored:
-                return False
-            if begin + placed.done == extent.stored:
-                self._skip(extent.hole)
             at, stop = begin + placed.done, min(end, upto)
+            if at >= end:
+                continue
+            if stop <= at:
+                return False
+            if at == extent.stored:
+                self._skip(extent.hole)
             self._send(fd, at, stop - at)
             placed.done = stop - begin
             if stop < end:

@@ -529,7 +529,7 @@ class Scanner:
                 orderly = orderly and target != NONE
                 rows["target"][index] = target
             others[path] = target
-        if not orderly or path.startswith(names.LINK_STORE + b"/"):
+        if not orderly:
             self.orderly = False
             self.orderly_rows = row
             self._directories = self._others = {}
