@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 IMPLIED = -1  # in place of a row: a directory without an entry
+_IMPLIED_MAX = (
+    256 << 20
+)  # bytes of paths in a layer; a few entries thousands of levels deep could imply any number
 MAX_SYMLINKS = 40  # on the way to one entry, as in Linux
 
 
@@ -166,6 +169,7 @@ class _Application:
         self._children: dict[bytes, list[bytes]] = {}
         self._wiped: set[bytes] = set()
         self._opaque: set[bytes] = set()
+        self._implied = 0  # bytes of the paths of implied directories
         self._files: dict[int, File] = {}  # by the row of a hard link
         self._targets: dict[int, File] = {}  # by the row of the file
         self._directories: dict[bytes, bytes] = {b"": b""}  # name of a directory → its path
@@ -357,6 +361,11 @@ class _Application:
         for directory in reversed(missing):
             if directory in replaced:
                 self._wiped.add(directory)
+            self._implied += len(directory)
+            if self._implied > _IMPLIED_MAX:
+                self._entries.refuse(
+                    path, "implied directories take too much memory", want=f"at most {_IMPLIED_MAX}"
+                )
             self._add(split(directory)[0], directory, IMPLIED)
 
     def _target(self, path: bytes, row: int) -> bytes:

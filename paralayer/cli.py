@@ -21,7 +21,7 @@ from paralayer.image import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from paralayer.convert import Format, PackerProgress
 
@@ -196,7 +196,7 @@ def _summary(result: ConversionResult) -> str:
     seconds = result.seconds["total"]
     again = f", {result.second_readings} read twice" if result.second_readings else ""
     return (
-        f"{result.output}: {result.survivors} of {result.entries} entries in {result.layers} layers{again}; "
+        f"{result.output}: {result.survivors} paths of {result.entries} entries in {result.layers} layers{again}; "
         f"{_size(result.bytes_decoded)} decoded, {_size(result.bytes_written)} written in {seconds:.2f} s "
         f"({_size(result.bytes_decoded / max(seconds, 0.001))}/s), {result.jobs} jobs, "
         f"peak memory {_size(result.peak_memory)}"
@@ -249,7 +249,11 @@ class _interrupts:  # noqa: N801 - used as a function
             signal.signal(each, signal.SIG_IGN)
         raise InterruptedByUser("", f"interrupted by {signal.Signals(number).name}")
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, InterruptedByUser):
+            return  # the process ends now, and no further signal is to change how
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -272,7 +276,10 @@ def main() -> NoReturn:
         sys.exit(_INTERRUPTED)
     except ParalayerError as error:
         click.echo(f"paralayer: error: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(note, err=True)
+        sys.exit(1)
+    except OSError as error:
+        # Only text that could not be printed comes here; what is left of it must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        click.echo(f"paralayer: error: standard output: {error.strerror}", err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -33,7 +33,7 @@ KEYS = {
     "second_readings", "jobs", "memory", "peak_memory", "seconds", "warnings",
 }  # fmt: skip
 SUMMARY = re.compile(
-    r"(?P<output>.*): \d+ of \d+ entries in \d+ layers(, \d+ read twice)?; \S+ [KMG]?i?B decoded, \S+ [KMG]?i?B written"
+    r"(?P<output>.*): \d+ paths of \d+ entries in \d+ layers(, \d+ read twice)?; \S+ [KMG]?i?B decoded, \S+ [KMG]?i?B written"
     r" in \d+\.\d\d s \(\S+ [KMG]?i?B/s\), \d+ jobs, peak memory \S+ [KMG]iB\n"
 )
 

@@ -77,5 +77,5 @@ def test_a_pipe_with_ample_memory_needs_no_second_reading(tmp_path: Path) -> Non
     image = write_image(str(tmp_path / "image"), [MORE, MANY, [file(b"d")]])
     command = [sys.executable, "-m", "paralayer", "convert", "--memory", "1G", image, "-"]
     done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert "7 of 20 entries" in done.stderr
+    assert "7 paths of 20 entries" in done.stderr
     assert "read twice" not in done.stderr

@@ -36,7 +36,7 @@ from strategies import any_stacks, valid_stacks, without_refused
 from trees import NOT_ON_DISK, diff, from_model, snapshot_directory, snapshot_tar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from images import Compression
@@ -201,7 +201,7 @@ def test_any_jobs_give_what_serial_gives(form: Literal["tar", "directory"]) -> N
         def law(stack: Sequence[Sequence[Entry]], kinds: Sequence[Compression]) -> None:
             with scratch() as top:
                 layout = write_image(f"{top}/layout", stack, compression=kinds[: len(stack)])
-                results = []
+                results: list[object] = []
                 for jobs in (1, 2, 3):
                     if form == "tar":
                         results.append(flat(layout, engines, jobs=jobs))
@@ -289,7 +289,7 @@ def test_any_memory_gives_what_unlimited_gives(form: str) -> None:
             nonlocal second_readings
             with scratch() as top:
                 layout = write_image(f"{top}/layout", heavy_stack(plan))
-                results = []
+                results: list[Mapping[bytes, object]] = []
                 for memory, workers in zip((UNLIMITED, 1, some), jobs, strict=True):
                     sink, path = open_sink(form, f"{top}/out")
                     counts = run(layout, sink, engines, jobs=workers, memory=memory)
@@ -485,7 +485,7 @@ def test_standard_output_is_as_the_file(tmp_path: Path, jobs: int, memory: str) 
     assert piped.stdout == (tmp_path / "out.tar").read_bytes()
     for mode in ("wb", "ab"):
         with open(tmp_path / "redirected", mode) as redirected:
-            done = run_convert("--jobs", jobs, layout, "-", stdout=redirected)
+            done = run_convert("--jobs", str(jobs), layout, "-", stdout=redirected)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "redirected").read_bytes() == 2 * (tmp_path / "out.tar").read_bytes()
 

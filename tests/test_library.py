@@ -93,7 +93,7 @@ def test_from_several_threads_at_the_same_time(image: str, flat: bytes, tmp_path
 
 def test_in_asyncio(image: str, flat: bytes, tmp_path: Path) -> None:
     async def main() -> list[int]:
-        ticks = []
+        ticks: list[int] = []
         conversion = asyncio.create_task(
             asyncio.to_thread(paralayer.convert, image, ImageSpec.tar(tmp_path / "out.tar"), jobs=2)
         )

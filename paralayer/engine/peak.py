@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -45,5 +44,12 @@ class Peak:
             except psutil.Error:
                 return  # one of them is ending
         else:
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+            used = _largest_resident_set()
         self.bytes = max(self.bytes, used + stored())
+
+
+def _largest_resident_set() -> int:
+    # getrusage(2) has the larger of this program's and that of the one that started it.
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["VmHWM"].split()[0]) << 10

@@ -26,7 +26,7 @@ from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
 from paralayer.sinks.window import LARGE, Window
 from paralayer.survivors import Batch, Rules, write_table
-from paralayer.table import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
+from paralayer.table import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
 from paralayer.tar.names import split
 
 if TYPE_CHECKING:
@@ -147,12 +147,14 @@ class DirectorySink:
     def _begin(self) -> None:
         os.mkdir(self._output.temporary, 0o700)
         self._top = os.open(self._output.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # there is none, or the file system knows none
-            os.removexattr(self._top, "system.posix_acl_default")
+        for inherited in ("system.posix_acl_access", "system.posix_acl_default"):
+            with contextlib.suppress(OSError):  # there is none, or the file system knows none
+                os.removexattr(self._top, inherited)
         self._maker = _Maker(self._top, self._name)
         self._late: list[
             tuple[Batch, list[int]]
         ] = []  # directories and large files: metadata come at the end
+        self._devices: set[bytes] = set()
         self._links: Sequence[tuple[bytes, bytes]] = ()
         self._root: Batch | None = None
         self.lost: Counter[str] = Counter()
@@ -177,6 +179,8 @@ class DirectorySink:
             for index in directories:
                 self._maker.make_directory(batch.paths[index])
         self._late.append((batch, directories))
+        devices = np.flatnonzero((rows["kind"] == CHAR) | (rows["kind"] == BLOCK)).tolist()
+        self._devices.update(batch.paths[index] for index in devices)
         has_data = (rows["kind"] == FILE) & (rows["stored"] > 0)
         fd = os.memfd_create("batch", os.MFD_CLOEXEC)
         self._open.add(fd)
@@ -268,7 +272,10 @@ class DirectorySink:
         assert self._root is not None
         with self._maker:
             for path, target in self._links:
-                self._maker.make_link(path, target)
+                if target in self._devices:
+                    self._maker.make_link_to_device(path, target)
+                else:
+                    self._maker.make_link(path, target)
             for batch, indices in reversed(self._late):
                 for index in reversed(indices):
                     self._maker.finish(batch, index)
@@ -368,6 +375,13 @@ class _Maker:
         finally:
             os.close(parent)
 
+    def make_link_to_device(self, path: bytes, target: bytes) -> None:
+        """Make a hard link to a device, unless that was left out."""
+        try:
+            self.make_link(path, target)
+        except FileNotFoundError:
+            self.lost[DEVICES] += 1
+
     def make(self, batch: Batch, index: int, stream: int) -> None:
         """Make what a row says, whole, with its metadata."""
         path, row = batch.paths[index], batch.rows[index]
@@ -387,12 +401,14 @@ class _Maker:
         elif kind == FIFO:
             os.mkfifo(name, mode, dir_fd=parent)
         else:
-            device = os.makedev(int(row["major"]), int(row["minor"]))
             try:
+                device = os.makedev(int(row["major"]), int(row["minor"]))
                 os.mknod(name, mode | (stat.S_IFCHR if kind == CHAR else stat.S_IFBLK), device, dir_fd=parent)
             except PermissionError:
                 self.lost[DEVICES] += 1
                 return
+            except OverflowError:
+                raise OSError(errno.EINVAL, "device number too large for Linux") from None
         self._dress_unopened(parent, name, batch, index)
 
     def finish(self, batch: Batch, index: int) -> None:
@@ -429,10 +445,10 @@ class _Maker:
             os.fchown(fd, int(row["uid"]), int(row["gid"]))
         else:
             self._count_owner(row)
-        os.fchmod(fd, int(row["mode"]))
-        if row["xattrs"]:
+        if row["xattrs"]:  # before the mode, which may forbid it
             for key, value in batch.xattrs(index):
                 self._set_xattr(fd, key, value, follow=True)
+        os.fchmod(fd, int(row["mode"]))
         os.utime(fd, ns=_times(row))
 
     def _dress_unopened(self, parent: int, name: bytes, batch: Batch, index: int) -> None:
