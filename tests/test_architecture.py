@@ -22,8 +22,9 @@ LAYERS = [
     ["paralayer.overlay"],
     ["paralayer.changeset"],
     ["paralayer.tar.scanner"],
-    ["paralayer.table", "paralayer.compression", "paralayer.image"],
+    ["paralayer.compression", "paralayer.image"],
     ["paralayer.tar"],
+    ["paralayer.table"],
     ["paralayer.errors"],
 ]
 

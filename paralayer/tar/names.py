@@ -6,6 +6,7 @@ A path is relative and has neither empty components nor `.` nor `..`; the root i
 from __future__ import annotations
 
 from paralayer.errors import quote
+from paralayer.table import DIRECTORY, OPAQUE, WHITEOUT
 from paralayer.tar.header import HeaderError
 
 NAME_MAX = 255  # bytes of a component, on Linux
@@ -50,3 +51,23 @@ def split(path: bytes) -> tuple[bytes, bytes]:
     """Return (parent directory, last component)."""
     parent, _, name = path.rpartition(b"/")
     return parent, name
+
+
+def classify(name: bytes, kind: int) -> tuple[bytes, int]:
+    """Return (path, kind) of a name that is not plainly a path; kind -1 for names without effect."""
+    path = normalise(name)
+    if not path:
+        if kind != DIRECTORY:
+            raise HeaderError("the root must be a directory")
+        return path, kind
+    parent, base = split(path)
+    if not base.startswith(WHITEOUT_PREFIX):
+        return path, kind
+    if base == OPAQUE_MARKER:
+        return parent, OPAQUE
+    if base.startswith(RESERVED_PREFIX):
+        return path, -1
+    hidden = base[len(WHITEOUT_PREFIX) :]
+    if hidden in (b"", b".", b".."):
+        raise HeaderError("malformed whiteout")
+    return (parent + b"/" + hidden if parent else hidden), WHITEOUT

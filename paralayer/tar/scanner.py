@@ -12,7 +12,6 @@ link's target is an entry that precedes and no directory, and none stands in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -38,6 +37,7 @@ from paralayer.table import (
     pack_xattrs,
 )
 from paralayer.tar import header, names, pax, sparse
+from paralayer.tar.extension import Special, apply_record
 from paralayer.tar.header import BLOCK, ZERO_BLOCK, HeaderError, padding
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ _MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
 _MAX_XATTR = 64 << 10  # bytes of a value on Linux
 _MAX_DEVICE = 2**32 - 1
 _MAX_SHOWN = 4096  # bytes of a name in a message
-_XATTR = b"SCHILY.xattr."
-_SPARSE = b"GNU.sparse."
-_NAME_KEYS = (b"path", b"linkpath")
 _EXTENSIONS = (b"x", b"g", b"L", b"K")
 
 _KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE}
@@ -75,27 +72,6 @@ _REGULAR = ord("0")
 _DATALESS = frozenset(b"123456")
 
 
-@dataclass(slots=True)
-class _Special:
-    """What extension records say of one entry; None where they say nothing."""
-
-    path: bytes | None = None
-    linkname: bytes | None = None
-    size: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    mtime: tuple[int, int] | None = None
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    sparse_records: dict[bytes, bytes] = field(default_factory=dict)
-    sparse_pairs: list[bytes] = field(default_factory=list)  # format 0.0, in order
-    long_path: bytes | None = None
-    long_linkname: bytes | None = None
-    kind: int | None = None
-    real_size: int | None = None
-    extents: sparse.Extents | None = None
-    data: int | None = None  # where the data begins, behind a sparse map
-
-
 class Scanner:
     """Scans one layer into `table`; raises LayerError, which names the entry."""
 
@@ -113,7 +89,7 @@ class Scanner:
         self._blocks: list[bytes] = []
         self._data: list[int] = []
         self._extensions: list[bytes] = []  # headers that are no entries
-        self._specials: dict[int, _Special] = {}
+        self._specials: dict[int, Special] = {}
         self._held = 0
         # Bytes that are wanted next: `_need` of them from `_next` on, for `_take`.
         self._next = 0
@@ -121,8 +97,8 @@ class Scanner:
         self._take: Callable[[bytes], None] = self._take_header
         self._partial = bytearray()
         self._extension = (b"", 0)  # type and size of the extension header that is being read
-        self._pending: _Special | None = None
-        self._entry: tuple[bytes, _Special | None] | None = None  # that is being read, for messages
+        self._pending: Special | None = None
+        self._entry: tuple[bytes, Special | None] | None = None  # that is being read, for messages
         self._last: bytes | None = None  # name of the last entry that was published, for messages
         self._data_end = 0
         self._zero_blocks = 0
@@ -247,13 +223,13 @@ class Scanner:
         before = self._pending
         if flag == b"x":
             # A second PAX header for one entry replaces the first, as with Go and GNU tar.
-            special = self._pending = _Special()
+            special = self._pending = Special()
             if before is not None:
                 special.long_path, special.long_linkname = before.long_path, before.long_linkname
             for key, value in pax.parse_records(payload):
-                _apply_record(special, key, value)
+                apply_record(special, key, value)
             return
-        special = self._pending = before or _Special()
+        special = self._pending = before or Special()
         name = payload.split(b"\0", 1)[0] or None
         if flag == b"L":
             special.long_path = name
@@ -266,7 +242,7 @@ class Scanner:
         kind = _KINDS[flag]
         if flag == b"\0" and self._name_of(block, special).endswith(b"/"):
             kind = DIRECTORY
-            special = special or _Special()
+            special = special or Special()
             special.kind = kind
         is_sparse = special is not None and bool(special.sparse_records or special.sparse_pairs)
         if kind != FILE:
@@ -280,13 +256,13 @@ class Scanner:
         if not 0 <= size < 1 << 63:
             raise HeaderError("size", size, "0 to 2^63-1")
         if flag == b"S":
-            self._add_old_sparse(block, special or _Special(), size)
+            self._add_old_sparse(block, special or Special(), size)
         elif special is not None and is_sparse:
             self._add_pax_sparse(block, special, size)
         else:
             self._append(block, special, self._next, size)
 
-    def _append(self, block: bytes, special: _Special | None, header_end: int, stored: int) -> None:
+    def _append(self, block: bytes, special: Special | None, header_end: int, stored: int) -> None:
         """Append an entry to the batch; `_next` is where its stored data begins."""
         if special is not None:
             self._specials[len(self._blocks)] = special
@@ -297,7 +273,7 @@ class Scanner:
 
     # Sparse files
 
-    def _add_old_sparse(self, block: bytes, special: _Special, size: int) -> None:
+    def _add_old_sparse(self, block: bytes, special: Special, size: int) -> None:
         """Take the header of an old GNU sparse file, and the extension blocks that follow it."""
         if header.field(block, header.MAGIC)[:6] != header.GNU_MAGIC:
             raise HeaderError("sparse file in a header that is not GNU's")
@@ -315,7 +291,7 @@ class Scanner:
         else:
             self._append_sparse(block, special, begin, extents, size)
 
-    def _add_pax_sparse(self, block: bytes, special: _Special, size: int) -> None:
+    def _add_pax_sparse(self, block: bytes, special: Special, size: int) -> None:
         """Take the header of a sparse file, and the map before its data; `size` is that of both."""
         begin = self._next
         records = special.sparse_records
@@ -348,7 +324,7 @@ class Scanner:
         self._take = take
 
     def _append_sparse(
-        self, block: bytes, special: _Special, header_end: int, extents: sparse.Extents, stored: int
+        self, block: bytes, special: Special, header_end: int, extents: sparse.Extents, stored: int
     ) -> None:
         """Append a sparse file whose map is complete; `_next` is where its stored data begins."""
         assert special.real_size is not None
@@ -361,7 +337,7 @@ class Scanner:
 
     # A batch of headers to rows
 
-    def _name_of(self, block: bytes, special: _Special | None = None) -> bytes:
+    def _name_of(self, block: bytes, special: Special | None = None) -> bytes:
         """Return the name of an entry as it is written, put together from where it stands."""
         if special is not None:
             if special.long_path is not None:
@@ -479,7 +455,7 @@ class Scanner:
                 path = path[:-1]
             if not path or path[0] in b"./" or len(path) > names.NAME_MAX or b"/." in path or b"//" in name:
                 try:
-                    path, kind = _odd_path(name, kind)
+                    path, kind = names.classify(name, kind)
                 except HeaderError as error:
                     self._refuse(error.what, error.got, error.want, name)
                 if kind != kinds[index]:
@@ -535,7 +511,7 @@ class Scanner:
             self._directories = self._others = {}
         return parent
 
-    def _extra(self, rows: Rows, index: int, kind: int, name: bytes, special: _Special | None) -> bytes:
+    def _extra(self, rows: Rows, index: int, kind: int, name: bytes, special: Special | None) -> bytes:
         """Return the extra bytes of a row, and set the row's lengths of them."""
         link = b""
         if kind in (HARDLINK, SYMLINK):
@@ -605,61 +581,6 @@ def _size(block: bytes) -> int:
     except HeaderError as error:
         error.what = f"size: {error.what}"
         raise
-
-
-def _odd_path(name: bytes, kind: int) -> tuple[bytes, int]:
-    """Return (path, kind) of a name that is not plainly a path; kind -1 for names without effect."""
-    path = names.normalise(name)
-    if not path:
-        if kind != DIRECTORY:
-            raise HeaderError("the root must be a directory")
-        return path, kind
-    parent, base = names.split(path)
-    if not base.startswith(names.WHITEOUT_PREFIX):
-        return path, kind
-    if base == names.OPAQUE_MARKER:
-        return parent, OPAQUE
-    if base.startswith(names.RESERVED_PREFIX):
-        return path, -1
-    hidden = base[len(names.WHITEOUT_PREFIX) :]
-    if hidden in (b"", b".", b".."):
-        raise HeaderError("malformed whiteout")
-    return (parent + b"/" + hidden if parent else hidden), WHITEOUT
-
-
-def _apply_record(special: _Special, key: bytes, value: bytes) -> None:
-    if key in _NAME_KEYS:
-        if b"\0" in value:
-            raise HeaderError(f"PAX {key.decode()} contains NUL")
-        if key == b"path":
-            special.path = value or None
-        else:
-            special.linkname = value or None
-    elif key.startswith(_XATTR):
-        name = key[len(_XATTR) :]
-        if not name:
-            raise HeaderError("xattr without a name")
-        special.xattrs[name] = value
-    elif key == b"mtime":
-        special.mtime = pax.parse_time("mtime", value) if value else None
-    elif key in (b"size", b"uid", b"gid"):
-        attribute = key.decode()
-        number = pax.parse_integer(attribute, value) if value else None
-        if number is not None and number < 0:
-            raise HeaderError(f"PAX {attribute}", number, "0 or more")
-        setattr(special, attribute, number)
-    elif key.startswith(_SPARSE):
-        name = key[len(_SPARSE) :]
-        if name in (b"offset", b"numbytes"):
-            if (name == b"offset") == bool(len(special.sparse_pairs) % 2):
-                raise HeaderError("sparse map: offset and numbytes do not alternate")
-            special.sparse_pairs.append(value)
-        elif name == b"name" and b"\0" in value:
-            raise HeaderError("PAX GNU.sparse.name contains NUL")
-        elif value:
-            special.sparse_records[name] = value
-        else:
-            special.sparse_records.pop(name, None)
 
 
 def _at(index: int, what: str, got: object, want: object = None) -> HeaderError:
