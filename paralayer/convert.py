@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -151,8 +152,8 @@ def convert(
     _check_apart(image, spec)
     with ExitStack() as stack:
         sink = _open_sink(spec)
-        stack.callback(sink.close)
-        stack.callback(sink.abort)
+        stack.callback(_undisturbed, sink.close)
+        stack.callback(_undisturbed, sink.abort)
         peak = Peak()
         reporter = _Reporter(sizes, progress)
 
@@ -229,6 +230,15 @@ def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any
 def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) -> ConversionResult:
     own = {key: options.pop(key) for key in ("force", "mtime") if key in options}
     return convert(image, replace(spec, **own), **options)
+
+
+def _undisturbed(clean_up: Callable[[], None]) -> None:
+    """Call without being interrupted on the way; a signal that comes meanwhile takes effect behind it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        clean_up()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_apart(image: Image, spec: ImageSpec) -> None:

@@ -196,6 +196,27 @@ def test_interrupt_again_and_again_changes_nothing(endless: str, tmp_path: Path)
     assert os.listdir(tmp_path) == []
 
 
+def test_interrupt_while_a_failed_output_is_removed(tmp_path: Path) -> None:
+    """The oldest layer is refused when all files of the newest have been made."""
+    layers = [[hardlink(b"broken", b"nowhere")], [file(b"%d" % number) for number in range(20_000)]]
+    layout = write_image(str(tmp_path / "layout"), layers)
+    most = 0
+
+    def shrinks() -> bool:
+        nonlocal most
+        found = sum(len(os.listdir(top)) for top in tmp_path.glob(".paralayer*"))
+        most = max(most, found)
+        return found < most
+
+    with running([*CONVERT, "--jobs", "1", layout, str(tmp_path / DIRECTORY)]) as process:
+        wait_for(lambda: shrinks() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        status, error = end_of(process)
+        assert status in (1, 130)
+        one_line(error, "paralayer: ")
+    assert os.listdir(tmp_path) == ["layout"]
+
+
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_no_worker_outlives_a_killed_parent(endless: str, tmp_path: Path, output: str) -> None:
     with running([*CONVERT, "--jobs", "2", "--memory", "64M", endless, str(tmp_path / output)]) as process:
