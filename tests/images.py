@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import zstandard
+
 from model import merge
 from trees import snapshot_directory
 

@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 
 COMMAND = (sys.executable, "-m", "paralayer")
 CONVERT = (*COMMAND, "convert")
-AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+AS_NOBODY = (sys.executable, os.path.join(os.path.dirname(__file__), "as_nobody.py"), "convert")
 PATIENCE = 120  # seconds until a test that waits in vain fails
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
+
 from model import Entry, Refused, merge
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import paralayer
 from images import build_with_buildah, build_with_umoci, read_layers, write_image
 from model import char, directory, fifo, file, hardlink, merge, symlink
 from paralayer.convert import ImageSpec
-from processes import AS_NOBODY, CONVERT, finish, one_line
+from processes import AS_NOBODY, finish, one_line
 from trees import (
     NOT_ON_DISK,
     diff,
@@ -165,7 +165,7 @@ def common(tmp_path: Path) -> Path:
 
 def as_nobody(layout: str, output: Path, *options: str) -> str:
     """Convert as an ordinary user; return what was printed on standard error."""
-    done = finish([*AS_NOBODY, *CONVERT, *options, layout, str(output)])
+    done = finish([*AS_NOBODY, *options, layout, str(output)])
     assert done.returncode == 0, done.stderr
     return done.stderr
 

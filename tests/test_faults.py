@@ -526,7 +526,7 @@ def test_unreadable_blob(image: str, tmp_path: Path) -> None:
     os.mkdir(out, 0o777)
     os.chown(out, 65534, 65534)
     open_to_nobody(tmp_path)
-    done = finish([*AS_NOBODY, *CONVERT, "--jobs", "2", f"{tmp_path}/layout", f"{out}/{TAR}"])
+    done = finish([*AS_NOBODY, "--jobs", "2", f"{tmp_path}/layout", f"{out}/{TAR}"])
     assert done.returncode == 1
     one_line(done.stderr, "paralayer: error: ", "Permission denied", os.path.basename(blob))
     assert os.listdir(out) == []
@@ -553,10 +553,12 @@ except paralayer.ImageError as error:
 """
 
 
-def test_blob_that_changes_between_two_readings(image: str, tmp_path: Path) -> None:
-    shutil.copytree(image, tmp_path / "layout")
-    blob = layer_paths(str(tmp_path / "layout"))[0]
-    done = finish([sys.executable, "-c", CHANGING, str(tmp_path / "layout"), str(tmp_path / TAR), blob])
+def test_blob_that_changes_between_two_readings(tmp_path: Path) -> None:
+    """A parent that every layer implies keeps all of them from being written while they are read first."""
+    layers = [[file(b"implied/%d" % number, NOISE[number:])] for number in range(3)]
+    layout = write_image(str(tmp_path / "layout"), layers)
+    blob = layer_paths(layout)[0]
+    done = finish([sys.executable, "-c", CHANGING, layout, str(tmp_path / TAR), blob])
     assert done.returncode == 1
     one_line(done.stderr, "layer 0 ", blob, "was changed while it was converted")
     assert os.listdir(tmp_path) == ["layout"]
@@ -649,7 +651,7 @@ def test_directory_of_the_output_that_is_not_ours(image: str, tmp_path: Path, ou
     open_to_nobody(tmp_path.parent / "x")
     shutil.copytree(image, tmp_path / "layout")
     os.mkdir(tmp_path / "ours")
-    done = finish([*AS_NOBODY, *CONVERT, str(tmp_path / "layout"), str(tmp_path / "ours" / output)])
+    done = finish([*AS_NOBODY, str(tmp_path / "layout"), str(tmp_path / "ours" / output)])
     assert done.returncode == 1
     one_line(done.stderr, f"paralayer: error: {tmp_path}/ours/{output}: Permission denied")
     assert os.listdir(tmp_path / "ours") == []

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from images import build_with_buildah, build_with_umoci, read_layers, write_image
 from model import (
     IMPLIED,

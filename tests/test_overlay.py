@@ -165,7 +165,7 @@ def test_a_path_that_comes_twice_overturns_what_was_given_out() -> None:
     layer = Scanned(0, [directory(b"d"), file(b"d/a", b"1"), file(b"b"), file(b"d/a", b"2")])
     assert layer.orderly_rows == 3
     overlay = Overlay(1)
-    early = overlay.advance(*(column[:3] for column in columns(layer)))
+    early = overlay.advance(*first_rows(layer, 3))
     assert early.paths == [b"d", b"d/a", b"b"]
     overlay.add(layer.entries)
     with pytest.raises(OverturnedError):
@@ -178,10 +178,11 @@ def test_a_hidden_path_that_comes_twice_overturns_nothing() -> None:
     overlay = Overlay(2)
     overlay.add(newer.entries)
     assert [survivors.paths for survivors in overlay.resolve()] == [[b"d"]]
-    assert overlay.advance(*(column[:3] for column in columns(layer))).paths == [b"b"]
+    assert overlay.advance(*first_rows(layer, 3)).paths == [b"b"]
     overlay.add(layer.entries)
     assert [survivors.paths for survivors in overlay.resolve()] == [[]]
 
 
-def columns(layer: Scanned) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
-    return layer.entries.paths, layer.entries.kinds, layer.entries.parents
+def first_rows(layer: Scanned, count: int) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
+    entries = layer.entries
+    return entries.paths[:count], entries.kinds[:count], entries.parents[:count]

@@ -257,7 +257,9 @@ def extract_tar(
     os.mkdir(target)
     if tool == "tarfile":
         with tarfile.open(file) as archive:
-            archive.extractall(target, filter="fully_trusted", numeric_owner=True)
+            # Debian 12's Python does not know filters yet; newer ones want to be told that none is wanted.
+            known = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+            archive.extractall(target, numeric_owner=True, **known)  # type: ignore[arg-type]
     else:
         xattrs = ["--xattrs", "--xattrs-include=*"] if tool == "tar" else ["--xattrs"]
         run(tool, *xattrs, "--numeric-owner", "-xpf", file, "-C", target)
