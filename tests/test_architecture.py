@@ -41,7 +41,7 @@ def rank(module: str) -> int:
 
 def imports_of(path: Path) -> set[str]:
     """Return the project's modules that a module needs to run; what only type checkers import does not count."""
-    found = set()
+    found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
