@@ -137,7 +137,8 @@ def convert_command(
     extracted `docker save`.
 
     OUTPUT is a tar archive if it ends in .tar, standard output if it is -, and a directory if it ends in / or has no
-    suffix. It appears when it is complete; on any error nothing does.
+    suffix. It appears when it is complete; on any error nothing does. Let GNU tar extract an archive with
+    --delay-directory-restore: entries of one directory can stand apart.
 
     \b
     Examples:
@@ -238,22 +239,27 @@ class _Display:
 
 
 class _interrupts:  # noqa: N801 - used as a function
-    """Within, SIGINT and SIGTERM raise InterruptedByUser, once; cleaning up is not interrupted."""
+    """Within, SIGINT, SIGTERM and SIGHUP raise InterruptedByUser, once; those that are ignored stay so (nohup)."""
 
     def __enter__(self) -> None:
-        self._old = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
+        self._old = {number: signal.signal(number, self._raise) for number in heard}
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
         del frame
         for each in self._old:
-            signal.signal(each, signal.SIG_IGN)
+            # Not SIG_IGN: one more that has come already must find a handler.
+            signal.signal(each, lambda *_: None)
         raise InterruptedByUser("", f"interrupted by {signal.Signals(number).name}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, InterruptedByUser):
-            return  # the process ends now, and no further signal is to change how
+            # The process ends now, and no further signal is to change how, not even behind the last handler's end.
+            signal.pthread_sigmask(signal.SIG_BLOCK, set(self._old))
+            return
         for number, handler in self._old.items():
             signal.signal(number, handler)
 

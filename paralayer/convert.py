@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from paralayer.errors import SinkError
 from paralayer.image import Image, Platform, open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from paralayer.engine.jobs import Event
     from paralayer.sinks.directory import DirectorySink
@@ -151,9 +151,9 @@ def convert(
     rules = Rules(newest=spec.mtime)
     _check_apart(image, spec)
     with ExitStack() as stack:
-        sink = _open_sink(spec)
-        stack.callback(_undisturbed, sink.close)
-        stack.callback(_undisturbed, sink.abort)
+        with _undisturbed():
+            sink = _open_sink(spec)
+            stack.callback(_close, sink)
         peak = Peak()
         reporter = _Reporter(sizes, progress)
 
@@ -232,11 +232,21 @@ def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) ->
     return convert(image, replace(spec, **own), **options)
 
 
-def _undisturbed(clean_up: Callable[[], None]) -> None:
-    """Call without being interrupted on the way; a signal that comes meanwhile takes effect behind it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _close(sink: TarSink | DirectorySink) -> None:
+    """Leave nothing of an output that was not committed."""
+    with _undisturbed():
+        try:
+            sink.abort()
+        finally:
+            sink.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Within, signals wait: what must not be left half done is not interrupted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        clean_up()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

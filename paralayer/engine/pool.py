@@ -59,6 +59,7 @@ class Pool:
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.SIGNALS)
             try:
                 if len(os.listdir("/proc/self/task")) == 1:
                     return _Worker(self._fork(ours, theirs), ours, None)
@@ -70,6 +71,8 @@ class Pool:
             except BaseException:
                 ours.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return _Worker(process.pid, ours, process)
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:

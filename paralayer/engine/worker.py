@@ -20,6 +20,8 @@ from paralayer.errors import ParalayerError, WorkerError
 
 MESSAGE_MAX = 160 << 10  # bytes; what a socket of this kind takes by default is 208 KiB
 FDS_MAX = 8
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Blocked while a worker starts, until it has said what they mean to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def serve(end: socket.socket) -> None:
             _do(end, job, fds)
         except ParalayerError as error:
             send(end, Failed(error))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
         except MemoryError:
             send(end, Failed(WorkerError(f"worker process {os.getpid()}", "out of memory")))
@@ -90,7 +92,9 @@ def main(fd: int) -> None:
     """Be a worker process on the socket `fd`."""
     # An interrupt goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     with socket.socket(fileno=fd) as end:
         serve(end)
 
