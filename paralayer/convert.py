@@ -13,6 +13,7 @@ from paralayer.errors import SinkError
 from paralayer.image import Image, Platform, open_image
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterator
 
     from paralayer.engine.jobs import Event
@@ -196,7 +197,6 @@ def convert(
         clock.lap("write")
         sink.commit()
         clock.lap("commit")
-        lost = rules.dropped + sink.lost
         return ConversionResult(
             image=image.reference,
             output=spec.path or "-",
@@ -212,8 +212,7 @@ def convert(
             memory=memory,
             peak_memory=peak.bytes,
             seconds=clock.seconds(),
-            warnings=image.warnings
-            + tuple(f"left out: {what}: {count}" for what, count in sorted(lost.items())),
+            warnings=(*image.warnings, *_left_out(rules.dropped + sink.lost)),
         )
 
 
@@ -230,6 +229,12 @@ def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any
 def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) -> ConversionResult:
     own = {key: options.pop(key) for key in ("force", "mtime") if key in options}
     return convert(image, replace(spec, **own), **options)
+
+
+def _left_out(lost: Counter[str]) -> tuple[str, ...]:
+    """Return one warning with what was left out and how often, if anything was."""
+    counts = ", ".join(f"{what}: {count}" for what, count in sorted(lost.items()))
+    return (f"left out: {counts}",) if counts else ()
 
 
 def _close(sink: TarSink | DirectorySink) -> None:

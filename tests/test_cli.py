@@ -117,12 +117,11 @@ def test_warnings_have_a_line_each(image: str, tmp_path: Path) -> None:
     ]
     layout = write_image(f"{tmp_path}/layout", stack)
     done = convert(layout, tmp_path / "out.tar")
-    *warnings, _ = done.stderr.splitlines()
-    assert sorted(warnings) == [
-        "paralayer: warning: left out: user xattrs on what is neither file nor directory: 1",
-        "paralayer: warning: left out: xattrs of overlayfs: 1",
-        "paralayer: warning: left out: xattrs without a known namespace: 1",
-    ]
+    warning, _ = done.stderr.splitlines()
+    assert warning == (
+        "paralayer: warning: left out: user xattrs on what is neither file nor directory: 1, "
+        "xattrs of overlayfs: 1, xattrs without a known namespace: 1"
+    )
     quiet = convert("--quiet", "--force", layout, tmp_path / "out.tar")
     assert quiet.stderr == ""
 
