@@ -47,13 +47,14 @@ class Survivors:
     """Survivors in output order: `paths[i]` is row `rows[i]` of the entry table of `layer`.
 
     `directories` has the positions that are different: implied directories, whose metadata stand in (layer, row),
-    or nowhere (None).
+    or nowhere (None). `moved`: they are files whose own names do not survive.
     """
 
     layer: int
     paths: list[bytes] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     directories: dict[int, tuple[int, int] | None] = field(default_factory=dict)
+    moved: bool = False
 
     def after(self, begin: Survivors) -> Survivors:
         """Return what follows on `begin`, which must be how these survivors begin."""
@@ -355,7 +356,7 @@ class Overlay:
 
         Return those whose own name does not survive.
         """
-        promoted = Survivors(layer)
+        promoted = Survivors(layer, moved=True)
         files = [file for file in self._files.values() if file.names]
         self._files = {}
         stored = dict(zip(survivors.rows, survivors.paths, strict=True)) if files else {}

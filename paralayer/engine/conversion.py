@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import Entries
+from paralayer.engine.hiding import HidingPaths
 from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted
 from paralayer.engine.memory import Budget, LayerStream
 from paralayer.engine.peek import root_entry
@@ -72,10 +73,16 @@ class _Reading:
     worker: int | None = None  # that decodes it now
     window: bool = False  # bytes are taken as they come
     identity: tuple[int, ...] | None = None
+    whole: bool = True  # nothing was left out of the stream because it is hidden
+    stale: bool = False  # something of that is needed after all: what is not taken yet is to be read again
     placed: list[Placed] = field(default_factory=list)  # batches whose data is not taken yet
     jobs: list[SinkJob] = field(default_factory=list)  # of the sink, not finished
     resolved: bool = False  # all its survivors are placed
     finished: bool = False
+
+    def has(self, offset: int) -> bool:
+        """Say whether the stream has, or will have, what is from there on."""
+        return self.stream is not None and offset >= self.stream.released and not self.stale
 
 
 class Conversion:
@@ -108,6 +115,7 @@ class Conversion:
         self._observe = observe
         self._finished = finished
         self._overlay = Overlay(len(layers))
+        self._hiding = HidingPaths()
         self._tables: list[Table | None] = [None] * len(layers)
         self._readings = [_Reading(layer, f"layer {layer.index} ({_short(layer)})") for layer in layers]
         self._waiting = [layer.index for layer in layers]
@@ -139,6 +147,7 @@ class Conversion:
                 if reading.table_fd is not None:
                     os.close(reading.table_fd)
                     reading.table_fd = None
+            self._hiding.close()
         assert self._overlay.done
         assert not any(reading.placed for reading in self._readings)
         self.counts.survivors += len(self._overlay.links)
@@ -199,12 +208,12 @@ class Conversion:
             digest=layer.digest if self._check else None,
             diff_id=layer.diff_id if check_diff_id else None,
         )
-        self._start(worker, reading, job, [reading.table_fd, reading.stream.fd])
+        self._start(worker, reading, job, [reading.stream.fd, reading.table_fd, self._hiding.fd])
 
     def _read_again(self, worker: int, reading: _Reading) -> None:
         layer = reading.layer
         self.counts.second_readings += 1
-        reading.window = True
+        reading.window, reading.stale = True, False
         reading.stream = LayerStream(layer.index)
         self._budget.grant(reading.stream, essential=True)
         job = Decode(
@@ -287,13 +296,18 @@ class Conversion:
         rows = table.rows
         self.counts.entries += len(rows)
         self.counts.decoded += event.decoded
+        paths, kinds = table.paths(), rows["kind"].tolist()
+        if event.orderly:
+            self._hiding.add(index, paths, kinds)
+        reading.whole = event.whole
+        reading.stale = not (event.whole or event.orderly)  # what is hidden is only known of orderly layers
         self._overlay.add(
             Entries(
                 index,
                 reading.where,
                 event.orderly,
-                table.paths(),
-                rows["kind"].tolist(),
+                paths,
+                kinds,
                 rows["parent"].tolist(),
                 rows["target"].tolist(),
                 lambda row: table.linkname(rows[row]),
@@ -359,6 +373,7 @@ class Conversion:
             reading.resolved = complete
             touched.append(reading)
             if survivors.paths:
+                reading.stale = reading.stale or (survivors.moved and not reading.whole)
                 self.counts.survivors += len(survivors.paths)
                 placed = self._sink.place(gather(survivors, self._tables, self._rules))
                 reading.placed.append(placed)
@@ -378,7 +393,7 @@ class Conversion:
             again = False
             for placed in list(self._takers(reading)):
                 stream = reading.stream
-                if placed.needs is not None and (stream is None or placed.needs < stream.released):
+                if placed.needs is not None and not reading.has(placed.needs):
                     continue  # to be read again
                 fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
                 for job in self._sink.take(placed, fd, upto):
@@ -403,7 +418,7 @@ class Conversion:
         if stream is not None and (reading.resolved or reading.window):
             takers = self._takers(reading) if reading.window and self._sink.ordered else reading.placed
             needed = [placed.needs for placed in takers if placed.needs is not None]
-            needed = [needs for needs in needed if needs >= stream.released]  # others need a second reading
+            needed = [needs for needs in needed if reading.has(needs)]  # others need a second reading
             if idle and (reading.window or not needed):
                 self._close_stream(reading)
             else:

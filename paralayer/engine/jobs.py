@@ -8,11 +8,13 @@ one; nothing else does the work of a job.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paralayer.compression import open_decoder
+from paralayer.engine.hiding import Hiding
 from paralayer.errors import DigestError, ImageError
 from paralayer.table import Length, TableWriter
 from paralayer.tar.scanner import Scanner
@@ -45,9 +47,13 @@ class MemoryWanted(Progress):
 
 @dataclass(frozen=True, slots=True)
 class Indexed(Progress):
-    """A layer is decoded, checked and indexed; `identity` is of the file that it was read from."""
+    """A layer is decoded, checked and indexed; `identity` is of the file that it was read from.
+
+    `whole`: all of the stream was stored, as far as it was granted. Else files that newer layers hide are missing.
+    """
 
     identity: tuple[int, ...]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,9 @@ class Job(Protocol):
 class Decode:
     """Decode a layer into its memfd, as far as that is granted, and index it.
 
-    Descriptors: of the table, unless this is the second reading, and of the stream. The second reading neither
-    checks nor indexes again: it makes sure that the file is the one that was checked, and ends at `until`.
+    Descriptors: of the stream; unless this is the second reading, of the table and of what newer layers hide. The
+    second reading neither checks nor indexes again: it makes sure that the file is the one that was checked, stores
+    everything, and ends at `until`.
     """
 
     layer: int
@@ -88,14 +95,22 @@ class Decode:
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
-        *table_fds, stream_fd = fds
+        stream_fd, *index_fds = fds
         granted: int | None = self.granted
         blob = BlobReader(self.blob, self.where, self.digest)
         try:
             if self.identity is not None and self.identity != blob.identity:
                 raise ImageError(self.where, f"{self.blob.path} was changed while it was converted")
             diff_id = self.diff_id.hasher() if self.diff_id else None
-            scanner = Scanner(TableWriter(table_fds[0]), self.layer, self.where) if table_fds else None
+            scanner = None
+            hidden: deque[tuple[int, int]] = deque()
+            if index_fds:
+                table_fd, hiding_fd = index_fds
+                hiding = Hiding(hiding_fd, self.layer)
+                hiding.refresh()
+                scanner = Scanner(TableWriter(table_fd), self.layer, self.where, hiding.hides)
+                hidden = scanner.hidden
+            whole = True
             decoder = open_decoder(blob.read, self.media_type, self.where)
             decoded = announced = 0
 
@@ -110,20 +125,23 @@ class Decode:
                     scanner.feed(chunk)
                 if diff_id is not None:
                     diff_id.update(chunk)
+                whole = whole and not hidden
                 view = memoryview(chunk)
                 while granted is not None and decoded + len(view) > granted:
                     room = granted - decoded
-                    _pwrite(stream_fd, view[:room], decoded)
+                    _store(stream_fd, view[:room], decoded, hidden)
                     decoded += room
                     view = view[room:]
                     granted = yield MemoryWanted(*state())
                     announced = decoded
                 if granted is not None:
-                    _pwrite(stream_fd, view, decoded)
+                    _store(stream_fd, view, decoded, hidden)
                 decoded += len(view)
                 if decoded - announced >= ANNOUNCE:
                     announced = decoded
                     yield Progress(*state())
+                    if scanner is not None:
+                        hiding.refresh()
                 if self.until is not None and decoded >= self.until:
                     break
             if scanner is None:
@@ -138,7 +156,7 @@ class Decode:
             ):
                 got = f"{self.diff_id.algorithm}:{diff_id.hexdigest()}"
                 raise DigestError(self.where, "diff_id of the decoded layer", got, self.diff_id)
-            yield Indexed(*state(), blob.identity)
+            yield Indexed(*state(), blob.identity, whole)
         finally:
             blob.close()
 
@@ -191,6 +209,21 @@ class BlobReader:
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _store(fd: int, data: memoryview, offset: int, hidden: deque[tuple[int, int]]) -> None:
+    """Write a part of the stream where it belongs, without what is hidden; forget what is hidden before its end."""
+    end = offset + len(data)
+    at = offset
+    while hidden and hidden[0][0] < end:
+        begin, stop = hidden[0]
+        if begin > at:
+            _pwrite(fd, data[at - offset : begin - offset], at)
+        at = max(at, min(stop, end))
+        if stop > end:
+            return
+        hidden.popleft()
+    _pwrite(fd, data[at - offset :], at)
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:

@@ -12,6 +12,7 @@ link's target is an entry that precedes and no directory, and none stands in the
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _BATCH = 4096  # headers converted at once: 2 MiB
 _MAX_HELD = 4 << 20  # bytes of extension headers that are held until then
+_WORTH_HIDING = 16 << 10  # bytes of a file from which on it pays to ask whether it is hidden
 _MAX_SPECIAL = 1 << 20  # bytes of a PAX or GNU long record
 _MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
 _MAX_XATTR = 64 << 10  # bytes of a value on Linux
@@ -73,10 +75,18 @@ _DATALESS = frozenset(b"123456")
 
 
 class Scanner:
-    """Scans one layer into `table`; raises LayerError, which names the entry."""
+    """Scans one layer into `table`; raises LayerError, which names the entry.
 
-    def __init__(self, table: TableWriter, layer: int, where: str) -> None:
+    `hides` says of a path whether newer layers are known to hide it. Where the data of larger such files begin and end
+    is appended to `hidden`.
+    """
+
+    def __init__(
+        self, table: TableWriter, layer: int, where: str, hides: Callable[[bytes], bool] | None = None
+    ) -> None:
         self.table = table
+        self.hidden: deque[tuple[int, int]] = deque()
+        self._hides = hides
         self._layer = layer
         self._where = where
         self.position = 0  # bytes fed
@@ -139,6 +149,8 @@ class Scanner:
                     self._next += BLOCK
                     data.append(self._next)
                     self._data_end = self._next + size
+                    if size >= _WORTH_HIDING and self._hides is not None:
+                        self._hide(block)
                     self._next += size + (-size % BLOCK)
                     at = self._next - start
                     continue
@@ -147,6 +159,13 @@ class Scanner:
             at = self._next - start
         if len(blocks) >= _BATCH or self._held >= _MAX_HELD:
             self.flush()
+
+    def _hide(self, block: bytes) -> None:
+        """Note the data of a file that is hidden; `_next` is where they begin."""
+        assert self._hides is not None
+        name = self._name_of(block)
+        if self._hides(name[2:] if name[:2] == b"./" else name):  # another spelling is not found, which only costs
+            self.hidden.append((self._next, self._data_end))
 
     def finish(self) -> None:
         """End of the decoded stream: check that the archive is whole, and publish the rest."""
