@@ -128,6 +128,7 @@ class Conversion:
         self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
+        self._due: dict[int, None] = {}  # layers, in this order, of whose data there may be some to take
         self._packs: deque[tuple[_Reading, SinkJob]] = deque()
         self._packing: dict[int, tuple[_Reading, SinkJob]] = {}  # by worker
 
@@ -137,10 +138,14 @@ class Conversion:
             self._resolve()
             while True:
                 self._schedule()
-                if not self._decoding and not self._packing:
+                if not (self._decoding or self._packing or self._due):
                     break
-                worker, event = self._executor.wait()
-                self._handle(worker, event)
+                # Workers first: each that waits for its next job or for memory is a core that does nothing.
+                came = self._executor.wait(block=not self._due)
+                if came is not None:
+                    self._handle(*came)
+                else:
+                    self._take_some()
         finally:
             for reading in self._readings:
                 self._close_stream(reading)
@@ -170,7 +175,7 @@ class Conversion:
                 layer = next_layer(self._waiting, self._sizes, self._jobs)
                 self._waiting.remove(layer)
                 self._read(worker, self._readings[layer])
-            elif (dropped := self._next_dropped()) is not None:
+            elif not self._due and (dropped := self._next_dropped()) is not None:
                 self._read_again(worker, dropped)
             else:
                 break
@@ -274,7 +279,11 @@ class Conversion:
     def _answer(self, worker: int, reading: _Reading) -> None:
         stream = reading.stream
         assert stream is not None
-        if self._budget.grant(stream, essential=reading.window):
+        granted = self._budget.grant(stream, essential=reading.window)
+        while self._due and not granted:
+            self._take_some()
+            granted = self._budget.grant(stream, essential=reading.window)
+        if granted:
             self._executor.answer(worker, stream.granted)
         elif reading.window or reading.jobs:
             self._blocked[worker] = reading
@@ -388,25 +397,30 @@ class Conversion:
         return reading.placed
 
     def _take(self, reading: _Reading) -> None:
-        """Let the sink take what is there of a layer's data."""
-        while True:
-            again = False
-            for placed in list(self._takers(reading)):
-                stream = reading.stream
-                if placed.needs is not None and not reading.has(placed.needs):
-                    continue  # to be read again
-                fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
-                for job in self._sink.take(placed, fd, upto):
-                    reading.jobs.append(job)
-                    self._packs.append((reading, job))
-                if placed.needs is None:
-                    reading.placed.remove(placed)
-                    self._order.remove(placed)
-                    again = self._sink.ordered
-            self._release(reading)
-            if not again or not self._order:
-                return
-            reading = self._readings[self._order[0].layer]
+        """Let the sink take what is there of a layer's data, soon."""
+        self._due[reading.layer.index] = None
+
+    def _take_some(self) -> None:
+        """Let the sink take some of the data that is due."""
+        reading = self._readings[next(iter(self._due))]
+        del self._due[reading.layer.index]
+        for placed in list(self._takers(reading)):
+            needs = placed.needs
+            if needs is not None and not reading.has(needs):
+                continue  # to be read again
+            stream = reading.stream
+            fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
+            for job in self._sink.take(placed, fd, upto):
+                reading.jobs.append(job)
+                self._packs.append((reading, job))
+            if placed.needs is None:
+                reading.placed.remove(placed)
+                self._order.remove(placed)
+                if self._sink.ordered and self._order:
+                    self._take(self._readings[self._order[0].layer])
+            elif placed.needs != needs:
+                self._take(reading)  # there may be more
+        self._release(reading)
 
     def _release(self, reading: _Reading) -> None:
         """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""

@@ -17,7 +17,9 @@ from paralayer.table import DIRECTORY, OPAQUE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_RECORD = struct.Struct("<IQQ")  # layer, bytes of hidden paths, bytes of paths that are hidden below; each with NUL
+_RECORD = struct.Struct(
+    "<IQQ"
+)  # layer, bytes of hidden paths, bytes of paths that are hidden below; each with NUL
 
 
 class HidingPaths:

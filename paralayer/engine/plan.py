@@ -21,9 +21,9 @@ def next_layer(waiting: Sequence[int], sizes: Sequence[int], jobs: int) -> int:
     """Return which of the waiting layers to decode next.
 
     That is the newest, since output goes newest-first; but a layer so large that it would still be decoding when
-    all others are done goes first, as soon as that is so.
+    all others are done goes first, as soon as that is so. When there are no more layers than jobs, all start anyway.
     """
     largest = max(waiting, key=lambda layer: (sizes[layer], layer))
-    if sizes[largest] * jobs >= sum(sizes[layer] for layer in waiting):
+    if len(waiting) > jobs and sizes[largest] * jobs >= sum(sizes[layer] for layer in waiting):
         return largest
     return max(waiting)

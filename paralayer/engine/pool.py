@@ -100,10 +100,12 @@ class Pool:
         """See `Executor`."""
         self._send(worker, granted)
 
-    def wait(self) -> tuple[int, Event]:
+    def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
         while not self._ready:
-            self._ready.extend(key.data for key, _ in self._selector.select())
+            self._ready.extend(key.data for key, _ in self._selector.select(None if block else 0))
+            if not block and not self._ready:
+                return None
         number = self._ready.popleft()
         message = worker_process.receive(self._workers[number].end)
         if message is None:

@@ -23,8 +23,11 @@ class Executor(Protocol):
     def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
         """Give a job to an idle worker. The descriptors may be closed when its `Finished` has come."""
 
-    def wait(self) -> tuple[int, Event]:
-        """Return the next event of any worker: those of one come in order, and end with `Finished`."""
+    def wait(self, *, block: bool) -> tuple[int, Event] | None:
+        """Return the next event of any worker: those of one come in order, and end with `Finished`.
+
+        None if there is none yet, and `block` is false.
+        """
 
     def answer(self, worker: int, granted: int | None) -> None:
         """Answer the `MemoryWanted` of a worker, which waits for it."""
@@ -54,8 +57,10 @@ class Serial:
         self._run = job.run(fds)
         self._answer = None
 
-    def wait(self) -> tuple[int, Event]:
+    def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
+        if not block:
+            return None
         assert self._run is not None
         assert not self._waits_for_answer
         try:

@@ -44,9 +44,10 @@ class Sink(Protocol):
         """Take the next batch in output order."""
 
     def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
-        """Take the data of a batch as far as its layer is decoded: to `upto`.
+        """Take some of the data of a batch, as far as its layer is decoded: to `upto`.
 
-        The sink does it at once, or returns jobs. Without data (`needs` None) there is no stream: -1.
+        The sink does it at once, or returns jobs. As long as `needs` moves, it is called again. Without data (`needs`
+        None) there is no stream: -1.
         """
 
     def finished(self, job: SinkJob, result: Any) -> None:

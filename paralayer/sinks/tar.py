@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from paralayer.sinks.sink import Placed, SinkJob
     from paralayer.survivors import Batch
 
+_TAKE_MAX = 8 << 20  # bytes of a stream taken in one call, some milliseconds: the engine has others to serve
 _SEND_MAX = 32 << 20  # of one call, which no signal interrupts
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
@@ -130,6 +131,8 @@ class TarSink:
     def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _TarBatch)
+        if placed.needs is not None:
+            upto = min(upto, placed.needs + _TAKE_MAX)
         try:
             if self._output is not None and placed.position != self._at:
                 os.lseek(self._fd, placed.position, os.SEEK_SET)

@@ -164,7 +164,9 @@ class Scanner:
         """Note the data of a file that is hidden; `_next` is where they begin."""
         assert self._hides is not None
         name = self._name_of(block)
-        if self._hides(name[2:] if name[:2] == b"./" else name):  # another spelling is not found, which only costs
+        if self._hides(
+            name[2:] if name[:2] == b"./" else name
+        ):  # another spelling is not found, which only costs
             self.hidden.append((self._next, self._data_end))
 
     def finish(self) -> None:
