@@ -111,7 +111,7 @@ class Conversion:
         self._jobs = jobs
         self._check = check
         self._check_diff_ids = check_diff_ids
-        self._early = early and not sink.ordered
+        self._early = early and sink.can_restart
         self._observe = observe
         self._finished = finished
         self._overlay = Overlay(len(layers))
@@ -138,6 +138,7 @@ class Conversion:
             self._resolve()
             while True:
                 self._schedule()
+                self._unblock()
                 if not (self._decoding or self._packing or self._due):
                     break
                 # Workers first: each that waits for its next job or for memory is a core that does nothing.
@@ -166,11 +167,16 @@ class Conversion:
     # Jobs out
 
     def _schedule(self) -> None:
-        for worker in sorted(self._executor.idle):
+        # A decoder that waits for memory packs in the meantime; that is where memory comes from.
+        for worker in sorted(self._executor.idle | (self._blocked.keys() - self._packing.keys())):
             if self._packs:
                 reading, job = self._packs.popleft()
                 self._packing[worker] = reading, job
-                self._executor.submit(worker, job.job, self._fds(reading, job))
+                # A job that comes without a stream needs none; any descriptor stands for it.
+                stream_fd = reading.stream.fd if reading.stream is not None else job.fds[0]
+                self._executor.submit(worker, job.job, [*job.fds, stream_fd])
+            elif worker in self._blocked:
+                continue
             elif self._waiting:
                 layer = next_layer(self._waiting, self._sizes, self._jobs)
                 self._waiting.remove(layer)
@@ -180,23 +186,18 @@ class Conversion:
             else:
                 break
 
-    def _fds(self, reading: _Reading, job: SinkJob) -> list[int]:
-        # A job that comes without a stream needs none; any descriptor stands for it.
-        return [*job.fds, reading.stream.fd if reading.stream is not None else job.fds[0]]
-
-    def _pack_here(self, reading: _Reading) -> None:
-        """Do the jobs that a layer's decoder waits for: there may be no worker that does not wait itself."""
-        mine = [job for other, job in self._packs if other is reading]
-        self._packs = deque(pack for pack in self._packs if pack[0] is not reading)
-        for job in mine:
-            for event in job.job.run(self._fds(reading, job)):
-                assert isinstance(event, Finished)
-                self._pack_finished(reading, job, event)
-
-    def _pack_finished(self, reading: _Reading, job: SinkJob, event: Finished) -> None:
-        reading.jobs.remove(job)
-        self._sink.finished(job, event.result)
-        self._release(reading)
+    def _pack_finished(self, job: SinkJob, event: Finished) -> None:
+        more = self._sink.finished(job, event.result)
+        for following in reversed(more):
+            reading = self._readings[following.layer]
+            reading.jobs.append(following)
+            self._packs.appendleft((reading, following))
+        for reading in self._readings:
+            if reading.jobs:
+                reading.jobs = [unfinished for unfinished in reading.jobs if unfinished.begin is not None]
+                self._release(reading)
+        if self._order:
+            self._take(self._readings[self._order[0].layer])  # the sink may have had enough until now
 
     def _read(self, worker: int, reading: _Reading) -> None:
         layer = reading.layer
@@ -228,7 +229,7 @@ class Conversion:
             layer.blob,
             reading.stream.granted,
             identity=reading.identity,
-            until=max(placed.until for placed in self._takers(reading)),
+            until=max(placed.until for placed in self._served(reading)),
         )
         self._start(worker, reading, job, [reading.stream.fd])
 
@@ -248,9 +249,9 @@ class Conversion:
 
     def _handle(self, worker: int, event: Event) -> None:
         if worker in self._packing:
-            reading, job = self._packing.pop(worker)
+            _, job = self._packing.pop(worker)
             assert isinstance(event, Finished)
-            self._pack_finished(reading, job, event)
+            self._pack_finished(job, event)
             return
         reading = self._decoding[worker]
         if isinstance(event, Finished):
@@ -274,23 +275,7 @@ class Conversion:
         if reading.window:
             self._take(reading)
         if isinstance(event, MemoryWanted):
-            self._answer(worker, reading)
-
-    def _answer(self, worker: int, reading: _Reading) -> None:
-        stream = reading.stream
-        assert stream is not None
-        granted = self._budget.grant(stream, essential=reading.window)
-        while self._due and not granted:
-            self._take_some()
-            granted = self._budget.grant(stream, essential=reading.window)
-        if granted:
-            self._executor.answer(worker, stream.granted)
-        elif reading.window or reading.jobs:
             self._blocked[worker] = reading
-            self._pack_here(reading)
-        else:
-            self._close_stream(reading)
-            self._executor.answer(worker, None)
 
     def _index(self, reading: _Reading, event: Indexed) -> None:
         index = reading.layer.index
@@ -352,7 +337,7 @@ class Conversion:
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
         self._held.append((self._overlay.advance(table.paths(), kinds, parents), False))
         if self._rooted or self._find_root():
-            reading.window = True
+            reading.window = self._is_served_next(reading)
             self._place()
             self._take(reading)
 
@@ -396,6 +381,27 @@ class Conversion:
             return [self._order[0]] if self._order and self._order[0] in reading.placed else []
         return reading.placed
 
+    def _served(self, reading: _Reading) -> list[Placed]:
+        """Return the batches of a layer that get their data while it passes through a window once."""
+        if not self._sink.ordered:
+            return reading.placed
+        served: list[Placed] = []
+        for placed in reading.placed:
+            if placed.needs is not None:
+                if served and placed.needs < served[-1].until:
+                    break
+                served.append(placed)
+        return served
+
+    def _is_served_next(self, frontier: _Reading) -> bool:
+        """Say whether everything before the frontier can be taken without reading any layer again."""
+        return not self._sink.ordered or all(
+            placed.needs is None
+            or placed.layer == frontier.layer.index
+            or self._readings[placed.layer].has(placed.needs)
+            for placed in self._order
+        )
+
     def _take(self, reading: _Reading) -> None:
         """Let the sink take what is there of a layer's data, soon."""
         self._due[reading.layer.index] = None
@@ -430,33 +436,32 @@ class Conversion:
             reading.finished = True
             self._finished(reading.layer.index)
         if stream is not None and (reading.resolved or reading.window):
-            takers = self._takers(reading) if reading.window and self._sink.ordered else reading.placed
-            needed = [placed.needs for placed in takers if placed.needs is not None]
+            served = self._served(reading) if reading.window else reading.placed
+            needed = [placed.needs for placed in served if placed.needs is not None]
             needed = [needs for needs in needed if reading.has(needs)]  # others need a second reading
             if idle and (reading.window or not needed):
                 self._close_stream(reading)
             else:
-                bounds = [*needed, *(job.begin for job in reading.jobs)]
+                bounds = needed + [job.begin for job in reading.jobs if job.begin is not None]
                 if reading.table_fd is not None:
                     bounds.append(
                         reading.flowed_bytes
                     )  # data of entries that are not resolved yet comes behind
                 self._budget.free(stream.release(min([*bounds, stream.decoded])))
-        self._unblock()
 
     def _unblock(self) -> None:
-        """Answer decoders that wait for memory, as far as there is some by now."""
+        """Answer decoders that wait for memory, as far as there is some by now or none is to be expected."""
         for worker, reading in list(self._blocked.items()):
             stream = reading.stream
             assert stream is not None
             if self._budget.grant(stream, essential=reading.window):
-                del self._blocked[worker]
                 self._executor.answer(worker, stream.granted)
-            elif not (reading.window or reading.jobs):
-                # It flowed, until it was no longer orderly; the last job that needed its stream is done.
-                del self._blocked[worker]
+            elif reading.window or reading.jobs or self._due or self._packs or self._packing:
+                continue
+            else:
                 self._close_stream(reading)
                 self._executor.answer(worker, None)
+            del self._blocked[worker]
 
     def _close_stream(self, reading: _Reading) -> None:
         if reading.stream is not None:

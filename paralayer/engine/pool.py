@@ -42,6 +42,9 @@ class Pool:
     def __init__(self, count: int) -> None:
         self.idle = set(range(count))
         self._workers: list[_Worker] = []
+        self._jobs = [
+            0
+        ] * count  # not finished; more than one where others are done while one waits for an answer
         self._selector = selectors.DefaultSelector()
         self._ready: deque[int] = deque()
 
@@ -94,11 +97,12 @@ class Pool:
     def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
         """See `Executor`."""
         self.idle.discard(worker)
+        self._jobs[worker] += 1
         self._send(worker, job, tuple(fds))
 
     def answer(self, worker: int, granted: int | None) -> None:
         """See `Executor`."""
-        self._send(worker, granted)
+        self._send(worker, worker_process.Answer(granted))
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
@@ -114,7 +118,9 @@ class Pool:
         if isinstance(event, worker_process.Failed):
             raise event.error
         if isinstance(event, Finished):
-            self.idle.add(number)
+            self._jobs[number] -= 1
+            if not self._jobs[number]:
+                self.idle.add(number)
         return number, event
 
     def pids(self) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
-from paralayer.engine.jobs import Event, Finished, Job, MemoryWanted, Run
+from paralayer.engine.jobs import Event, Finished, Job, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,10 @@ class Executor(Protocol):
     """The numbers of the workers that have nothing to do."""
 
     def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
-        """Give a job to an idle worker. The descriptors may be closed when its `Finished` has come."""
+        """Give a job to a worker that is idle, or does nothing because it waits for an answer.
+
+        The descriptors may be closed when its `Finished` has come.
+        """
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """Return the next event of any worker: those of one come in order, and end with `Finished`.
@@ -47,38 +50,36 @@ class Serial:
 
     def __init__(self) -> None:
         self.idle = {0}
-        self._run: Run | None = None
+        self._runs: list[Run] = []  # the second one is done while the first one waits for an answer
         self._answer: int | None = None
-        self._waits_for_answer = False
 
     def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
         """See `Executor`."""
         self.idle.discard(worker)
-        self._run = job.run(fds)
-        self._answer = None
+        self._runs.append(job.run(fds))
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
         if not block:
             return None
-        assert self._run is not None
-        assert not self._waits_for_answer
         try:
-            event = self._run.send(self._answer)
+            if len(self._runs) > 1:
+                event = next(self._runs[-1])
+            else:
+                answer, self._answer = self._answer, None
+                event = self._runs[0].send(answer)
         except StopIteration:
             event = Finished()
-        self._answer = None
-        self._waits_for_answer = isinstance(event, MemoryWanted)
         if isinstance(event, Finished):
-            self._run = None
-            self.idle.add(0)
+            self._runs.pop().close()
+            if not self._runs:
+                self.idle.add(0)
         return 0, event
 
     def answer(self, worker: int, granted: int | None) -> None:
         """See `Executor`."""
         del worker
         self._answer = granted
-        self._waits_for_answer = False
 
     def pids(self) -> list[int]:
         """See `Executor`."""
@@ -90,5 +91,5 @@ class Serial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._run is not None:
-            self._run.close()
+        for run in reversed(self._runs):
+            run.close()

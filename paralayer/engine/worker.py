@@ -25,6 +25,13 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a `MemoryWanted`."""
+
+    granted: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A job ended with an error."""
 
@@ -50,9 +57,8 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
 def serve(end: socket.socket) -> None:
     """Do jobs until the other end closes."""
     while (message := receive(end)) is not None:
-        job, fds = message
         try:
-            _do(end, job, fds)
+            _do(end, *message)
         except ParalayerError as error:
             send(end, Failed(error))
         except (BrokenPipeError, ConnectionResetError):
@@ -62,12 +68,10 @@ def serve(end: socket.socket) -> None:
         except Exception:  # noqa: BLE001 - whatever it was, the parent must learn of it
             trace = traceback.format_exc()[-4000:]
             send(end, Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}")))
-        finally:
-            for fd in fds:
-                os.close(fd)
 
 
 def _do(end: socket.socket, job: Job, fds: list[int]) -> None:
+    """Do a job, and others while it waits for an answer."""
     run = job.run(fds)
     answer: int | None = None
     try:
@@ -78,14 +82,17 @@ def _do(end: socket.socket, job: Job, fds: list[int]) -> None:
                 return
             answer = None
             if isinstance(event, MemoryWanted):
-                reply = receive(end)
-                if reply is None:
+                while (message := receive(end)) is not None and not isinstance(message[0], Answer):
+                    _do(end, *message)
+                if message is None:
                     raise BrokenPipeError
-                answer = reply[0]
+                answer = message[0].granted
     except StopIteration:
         send(end, Finished())
     finally:
         run.close()
+        for fd in fds:
+            os.close(fd)
 
 
 def main(fd: int) -> None:

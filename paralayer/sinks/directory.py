@@ -109,7 +109,8 @@ class _Part:
     """See `SinkJob`."""
 
     job: Job
-    begin: int
+    layer: int
+    begin: int | None
     fds: Sequence[int]
     placed: _DirectoryBatch
 
@@ -137,6 +138,7 @@ class DirectorySink:
     """See the module."""
 
     ordered = False
+    can_restart = True
 
     def __init__(self, path: str, *, replace: bool = False) -> None:
         self._output = Output(path, replace=replace, directory=True)
@@ -220,7 +222,7 @@ class DirectorySink:
                     skipped = tuple(row for row in placed.in_parts if start <= row < index)
                     part = placed.lengths[start // _JOB_FILES], placed.lengths[-(-index // _JOB_FILES)]
                     job = WriteFiles(self._name, part, start, index, skipped)
-                    jobs.append(_Part(job, begin, (self._top, placed.table_fd), placed))
+                    jobs.append(_Part(job, placed.layer, begin, (self._top, placed.table_fd), placed))
                 start, size, begin = index, 0, _NOWHERE
         placed.index = index
         placed.needs = placed.data[index] + placed.done if index < count else None
@@ -246,17 +248,19 @@ class DirectorySink:
                 part = WritePart(
                     self._name, path, data + begin, min(_LARGE, last - begin), offset + begin - passed
                 )
-                jobs.append(_Part(part, data + begin, (self._top,), placed))
+                jobs.append(_Part(part, placed.layer, data + begin, (self._top,), placed))
             passed += length
         placed.done = stop if stop < stored else 0
         return stop == stored
 
-    def finished(self, job: SinkJob, result: Any) -> None:
+    def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(job, _Part)
         self.lost += result
+        job.begin = None
         job.placed.jobs -= 1
         self._close_done(job.placed)
+        return ()
 
     def _close_done(self, placed: _DirectoryBatch) -> None:
         if not placed.jobs and placed.index == len(placed.kinds) and placed.table_fd in self._open:

@@ -25,8 +25,9 @@ class SinkJob(Protocol):
     """A part of a batch that a worker takes over."""
 
     job: Job
-    begin: int
-    """Offset in the layer's stream of the first byte that it needs."""
+    layer: int
+    begin: int | None
+    """Offset in the layer's stream of the first byte that it needs; None when it needs nothing any more."""
     fds: Sequence[int]
     """Descriptors that the job gets, before that of the layer's stream."""
 
@@ -35,7 +36,8 @@ class Sink(Protocol):
     """Where survivors go. A context manager: the output appears with `commit` or not at all."""
 
     ordered: bool
-    """Data must come in the order of the output, and what is written is written: no `restart`."""
+    """Data must come in the order of the output."""
+    can_restart: bool
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """Take the root directory, before anything else; `explicit` when the image has an entry for it."""
@@ -50,14 +52,14 @@ class Sink(Protocol):
         None) there is no stream: -1.
         """
 
-    def finished(self, job: SinkJob, result: Any) -> None:
-        """Take the result of a job."""
+    def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
+        """Take the result of a job; return jobs that follow from it. Any job may need less by now."""
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """Take the hard links, (path, path of the file), when everything is placed."""
 
     def restart(self) -> None:
-        """Forget everything; nothing is at work on the output."""
+        """Forget everything; nothing is at work on the output. Only if it `can_restart`."""
 
     def commit(self) -> None:
         """Complete the output, and give it its name."""

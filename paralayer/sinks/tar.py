@@ -82,7 +82,8 @@ class TarSink:
             )
         else:
             self._fd = os.dup(fd)
-        self.ordered = self._output is None
+        self.can_restart = self._output is not None
+        self.ordered = not self.can_restart
         self._appends = False
         self.lost: Counter[str] = Counter()
         self._begin()
@@ -146,8 +147,9 @@ class TarSink:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
         return ()
 
-    def finished(self, job: SinkJob, result: Any) -> None:
+    def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`; there are no jobs."""
+        raise NotImplementedError
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Sink`."""
