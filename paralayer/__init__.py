@@ -1,7 +1,7 @@
-"""Convert OCI container images into flat tar archives or directories, on every core.
+"""Convert OCI container images into squashfs images, tar archives or directories, on every core.
 
 >>> import paralayer
->>> result = paralayer.convert("oci:image:latest", paralayer.ImageSpec.tar("flat.tar"))  # doctest: +SKIP
+>>> result = paralayer.convert("oci:image:latest", paralayer.ImageSpec.squashfs("image.squashfs"))  # doctest: +SKIP
 """
 
 from paralayer.convert import (
@@ -10,6 +10,8 @@ from paralayer.convert import (
     PackerProgress,
     convert,
     convert_dir,
+    convert_mksquashfs,
+    convert_squashfs,
     convert_tar,
 )
 from paralayer.errors import (
@@ -41,6 +43,8 @@ __all__ = [
     "WorkerError",
     "convert",
     "convert_dir",
+    "convert_mksquashfs",
+    "convert_squashfs",
     "convert_tar",
     "open_image",
 ]

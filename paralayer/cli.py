@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
 
-    from paralayer.convert import Format, PackerProgress
+    from paralayer.convert import Engine, Format, PackerProgress
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
@@ -66,11 +66,11 @@ def _epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="paralayer", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Convert OCI container images into flat tar archives or directories, on every core.
+    """Convert OCI container images into squashfs images, tar archives or directories, on every core.
 
     \b
     Examples:
-      paralayer convert oci:image:latest flat.tar
+      paralayer convert oci:image:latest image.squashfs
       paralayer convert --jobs 8 docker-archive:saved.tar rootfs/
       paralayer convert image.tar - | ssh host 'tar -x -C /srv/root'
 
@@ -78,7 +78,7 @@ def cli() -> None:
     """
 
 
-@cli.command("convert", short_help="Convert an image to one tar archive or directory.")
+@cli.command("convert", short_help="Convert an image to a squashfs, tar archive or directory.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -92,7 +92,10 @@ def cli() -> None:
     help="Decoded bytes to keep, such as 512M. [default: a quarter of what is available]",
 )
 @click.option(
-    "--format", "format_", type=click.Choice(["tar", "directory"]), help="Needed when OUTPUT does not tell."
+    "--format",
+    "format_",
+    type=click.Choice(["squashfs", "tar", "directory"]),
+    help="Needed when OUTPUT does not tell.",
 )
 @click.option(
     "--platform",
@@ -109,6 +112,22 @@ def cli() -> None:
     callback=_epoch,
     help="Latest modification time, seconds since the epoch. [default: $SOURCE_DATE_EPOCH]",
 )
+@click.option(
+    "--compression",
+    metavar="NAME[:LEVEL]",
+    help="squashfs: zstd, gzip, xz, lz4 or none. [default: zstd:3]",
+)
+@click.option("--block-size", type=_Size(), metavar="SIZE", help="squashfs: 4K to 1M. [default: 128K]")
+@click.option("--no-fragments", is_flag=True, help="squashfs: tail ends of files share no blocks.")
+@click.option("--no-dedup", is_flag=True, help="squashfs: store equal files each for itself.")
+@click.option("--no-exports", is_flag=True, help="squashfs: no table for exports over NFS.")
+@click.option("--pad/--no-pad", default=True, help="squashfs: make the size a multiple of 4K. [default: pad]")
+@click.option(
+    "--engine",
+    type=click.Choice(["paralayer", "mksquashfs"]),
+    help="squashfs: what writes it. [default: paralayer]",
+)
+@click.option("--mksquashfs", metavar="PATH", help="squashfs: the program for --engine mksquashfs.")
 @click.option("--force", is_flag=True, help="Replace an existing OUTPUT, at the end and at once.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option(
@@ -127,6 +146,14 @@ def convert_command(
     check_diff_ids: bool,
     no_check: bool,
     mtime: int | None,
+    compression: str | None,
+    block_size: int | None,
+    no_fragments: bool,
+    no_dedup: bool,
+    no_exports: bool,
+    pad: bool,
+    engine: Engine | None,
+    mksquashfs: str | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -136,13 +163,14 @@ def convert_command(
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], or the path of any of these or of an
     extracted `docker save`.
 
-    OUTPUT is a tar archive if it ends in .tar, standard output if it is -, and a directory if it ends in / or has no
-    suffix. It appears when it is complete; on any error nothing does. Let GNU tar extract an archive with
+    OUTPUT is a squashfs image if it ends in .squashfs, .sqsh, .sqfs or .sfs, a tar archive if it ends in .tar or is -
+    (standard output), and a directory if it ends in / or has no suffix. It appears when it is complete; on any error nothing does. Let GNU tar extract an archive with
     --delay-directory-restore: entries of one directory can stand apart.
 
     \b
     Examples:
-      paralayer convert --jobs 16 oci:image:v1 flat.tar
+      paralayer convert --jobs 16 oci:image:v1 image.squashfs
+      paralayer convert --compression zstd:15 --block-size 1M oci:image:v1 image.squashfs
       paralayer convert --memory 512M --platform linux/arm64 oci-archive:multi.tar rootfs/
     """
     if check_diff_ids and no_check:
@@ -151,7 +179,20 @@ def convert_command(
         raise click.UsageError("--json and an output of - both want standard output")
     if output == "-" and _is_terminal(sys.stdout):
         raise click.UsageError("an archive is not written to a terminal")
-    spec = _spec(output, format_, force=force, mtime=mtime)
+    squashfs = {
+        "compression": compression,
+        "block_size": block_size,
+        "engine": engine,
+        "mksquashfs": mksquashfs,
+    }
+    squashfs |= {
+        "fragments": False if no_fragments else None,
+        "dedup": False if no_dedup else None,
+        "exports": False if no_exports else None,
+        "pad": None if pad else False,
+    }
+    given = {name: value for name, value in squashfs.items() if value is not None}
+    spec = _spec(output, format_, given, force=force, mtime=mtime)
     with _interrupts(), _Display(quiet=quiet or as_json) as display:
         result = convert(
             image,
@@ -171,22 +212,39 @@ def convert_command(
         click.echo(_summary(result), err=True)
 
 
-def _spec(output: str, format_: Format | None, *, force: bool, mtime: int | None) -> ImageSpec:
-    if format_ is None:
-        name = os.path.basename(output)
-        if output == "-" or name.lower().endswith(".tar"):
-            format_ = "tar"
-        elif not name.strip(".") or "." not in name.lstrip("."):
-            format_ = "directory"
-        else:
-            raise click.UsageError(
-                f"the name {output!r} does not tell the format: say --format tar or directory"
-            )
+def _spec(
+    output: str, format_: Format | None, squashfs: dict[str, Any], *, force: bool, mtime: int | None
+) -> ImageSpec:
+    """Return what is asked for; `squashfs` are the options that only a squashfs has, as far as they are given."""
+    format_ = format_ or _format_of(output)
+    if squashfs and format_ != "squashfs":
+        name = next(iter(squashfs)).replace("_", "-")
+        raise click.UsageError(f"an option for a squashfs ({name}) does not go with a {format_}")
     if format_ == "tar":
         return ImageSpec.tar(None if output == "-" else output, force=force, mtime=mtime)
     if output == "-":
-        raise click.UsageError("a directory cannot go to standard output")
-    return ImageSpec.directory(output, force=force, mtime=mtime)
+        raise click.UsageError(f"a {format_} cannot go to standard output")
+    if format_ == "directory":
+        return ImageSpec.directory(output, force=force, mtime=mtime)
+    if "mksquashfs" in squashfs and squashfs.get("engine") != "mksquashfs":
+        raise click.UsageError("--mksquashfs is for --engine mksquashfs")
+    try:
+        return ImageSpec.squashfs(output, force=force, mtime=mtime, **squashfs)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _format_of(output: str) -> Format:
+    name = os.path.basename(output).lower()
+    if output == "-" or name.endswith(".tar"):
+        return "tar"
+    if name.endswith((".squashfs", ".sqsh", ".sqfs", ".sfs")):
+        return "squashfs"
+    if not name.strip(".") or "." not in name.lstrip("."):
+        return "directory"
+    raise click.UsageError(
+        f"the name {output!r} does not tell the format: say --format squashfs, tar or directory"
+    )
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

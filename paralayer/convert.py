@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from paralayer.errors import SinkError
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from paralayer.engine.jobs import Event
-    from paralayer.sinks.directory import DirectorySink
-    from paralayer.sinks.tar import TarSink
+    from paralayer.sinks.sink import Sink
 
-Format = Literal["tar", "directory"]
+Format = Literal["tar", "directory", "squashfs"]
+Engine = Literal["paralayer", "mksquashfs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class ImageSpec:
     path: str | None
     force: bool = False
     mtime: int | None = None
+    compression: str = "zstd"
+    block_size: int = 128 << 10
+    fragments: bool = True
+    dedup: bool = True
+    exports: bool = True
+    pad: bool = True
+    engine: Engine = "paralayer"
+    mksquashfs: str | None = None
 
     @classmethod
     def tar(
@@ -50,6 +59,50 @@ class ImageSpec:
     ) -> ImageSpec:
         """Describe a directory with the tree itself."""
         return cls("directory", os.fspath(path), force, mtime)
+
+    @classmethod
+    def squashfs(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        mtime: int | None = None,
+        compression: str = "zstd",
+        block_size: int = 128 << 10,
+        fragments: bool = True,
+        dedup: bool = True,
+        exports: bool = True,
+        pad: bool = True,
+        engine: Engine = "paralayer",
+        mksquashfs: str | None = None,
+    ) -> ImageSpec:
+        """Describe a squashfs image.
+
+        `compression` is zstd, gzip, xz, lz4 or none, with `:LEVEL` for the first two. Blocks have `block_size` bytes, a
+        power of two from 4 KiB to 1 MiB; else ValueError. With `fragments`, tail ends of files share blocks; with `dedup`, equal files
+        are stored once; with `exports` there is a table for NFS; with `pad`, the size is a multiple of 4 KiB. The image
+        was made at `mtime`, else when the container image was, else at 0. `engine` is what writes it: paralayer, or the
+        program mksquashfs, where `mksquashfs` is its path if it is not to be looked for.
+        """
+        from paralayer.sinks.squashfs.options import BLOCK_SIZES, Compression
+
+        Compression.parse(compression)
+        if block_size not in BLOCK_SIZES:
+            raise ValueError(f"block size: got {block_size}, want a power of two from 4096 to 1048576")
+        return cls(
+            "squashfs",
+            os.fspath(path),
+            force,
+            mtime,
+            compression,
+            block_size,
+            fragments,
+            dedup,
+            exports,
+            pad,
+            engine,
+            mksquashfs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +206,7 @@ def convert(
     _check_apart(image, spec)
     with ExitStack() as stack:
         with _undisturbed():
-            sink = _open_sink(spec)
+            sink = _open_sink(spec, image, max(1, workers), memory)
             stack.callback(_close, sink)
         peak = Peak()
         reporter = _Reporter(sizes, progress)
@@ -195,6 +248,7 @@ def convert(
             rules.dropped.clear()
             counts = run(early=False)
         clock.lap("write")
+        sink.complete()
         sink.commit()
         clock.lap("commit")
         return ConversionResult(
@@ -221,9 +275,23 @@ def convert_tar(image: str | Image, path: str | os.PathLike[str] | None, **optio
     return _convert_as(ImageSpec.tar(path), image, options)
 
 
+def convert_squashfs(image: str | Image, path: str | os.PathLike[str], **options: Any) -> ConversionResult:
+    """Convert an image to squashfs; `options` are those of `ImageSpec.squashfs` and of `convert`."""
+    own = {name: options.pop(name) for name in _SQUASHFS if name in options}
+    return convert(image, ImageSpec.squashfs(path, **own), **options)
+
+
+def convert_mksquashfs(image: str | Image, path: str | os.PathLike[str], **options: Any) -> ConversionResult:
+    """Convert an image to squashfs with the program mksquashfs; `options` as with `convert_squashfs`."""
+    return convert_squashfs(image, path, engine="mksquashfs", **options)
+
+
 def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any) -> ConversionResult:
     """Convert an image to a directory; `options` are those of `ImageSpec.directory` and of `convert`."""
     return _convert_as(ImageSpec.directory(path), image, options)
+
+
+_SQUASHFS = {field.name for field in fields(ImageSpec)}
 
 
 def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) -> ConversionResult:
@@ -237,7 +305,7 @@ def _left_out(lost: Counter[str]) -> tuple[str, ...]:
     return (f"left out: {counts}",) if counts else ()
 
 
-def _close(sink: TarSink | DirectorySink) -> None:
+def _close(sink: Sink) -> None:
     """Leave nothing of an output that was not committed."""
     with _undisturbed():
         try:
@@ -266,19 +334,48 @@ def _check_apart(image: Image, spec: ImageSpec) -> None:
             raise SinkError(spec.path, "the image is in it")
 
 
-def _open_sink(spec: ImageSpec) -> TarSink | DirectorySink:
+def _open_sink(spec: ImageSpec, image: Image, jobs: int, memory: int) -> Sink:
     try:
         if spec.format == "tar":
             from paralayer.sinks.tar import TarSink
 
             return TarSink(spec.path, replace=spec.force)
-        from paralayer.sinks.directory import DirectorySink
-
         if spec.path is None:
-            raise ValueError("a directory needs a path")
-        return DirectorySink(spec.path, replace=spec.force)
+            raise ValueError(f"a {spec.format} needs a path")
+        if spec.format == "directory":
+            from paralayer.sinks.directory import DirectorySink
+
+            return DirectorySink(spec.path, replace=spec.force)
+        return _open_squashfs(spec, spec.path, image, jobs, memory)
     except OSError as error:
         raise SinkError(spec.path or "standard output", error.strerror or "cannot be written") from None
+
+
+def _open_squashfs(spec: ImageSpec, path: str, image: Image, jobs: int, memory: int) -> Sink:
+    from paralayer.sinks.squashfs.options import Compression, Options
+
+    compression = Compression.parse(spec.compression)
+    made = spec.mtime if spec.mtime is not None else _created(image)
+    switches = {name: getattr(spec, name) for name in ("fragments", "dedup", "exports", "pad")}
+    if spec.engine == "mksquashfs":
+        from paralayer.sinks.mksquashfs import DEFAULT, MksquashfsOptions, MksquashfsSink, find_mksquashfs
+
+        tool = find_mksquashfs(spec.mksquashfs or DEFAULT)
+        settings = MksquashfsOptions(compression, made, jobs, memory, spec.block_size, **switches)
+        return MksquashfsSink(path, tool, settings, replace=spec.force)
+    from paralayer.sinks.squashfs.sink import SquashfsSink
+
+    options = Options(compression, spec.block_size, time=made, **switches)
+    return SquashfsSink(path, options, jobs=jobs, replace=spec.force)
+
+
+def _created(image: Image) -> int:
+    """Return when an image was made, 0 if it does not say so in a way that a squashfs can hold."""
+    try:
+        seconds = int(datetime.fromisoformat(image.created or "").timestamp())
+    except ValueError:
+        return 0
+    return seconds if 0 <= seconds < 1 << 32 else 0
 
 
 class _Clock:

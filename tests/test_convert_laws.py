@@ -114,6 +114,7 @@ def run(
             sink.restart()
             counts = attempt(early=False)
         assert budget.used == 0, "all memory was given back"
+        sink.complete()
         sink.commit()
         return counts
 

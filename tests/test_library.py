@@ -61,7 +61,7 @@ def test_public_names() -> None:
     assert sorted(paralayer.__all__) == [
         "ConversionResult", "DigestError", "Image", "ImageError", "ImageSpec", "InterruptedByUser", "Layer",
         "LayerError", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform", "SinkError", "WorkerError",
-        "convert", "convert_dir", "convert_tar", "open_image",
+        "convert", "convert_dir", "convert_mksquashfs", "convert_squashfs", "convert_tar", "open_image",
     ]  # fmt: skip
     assert all(hasattr(paralayer, name) for name in paralayer.__all__)
 

@@ -161,8 +161,9 @@ class Conversion:
         return self.counts
 
     def stored(self) -> int:
-        """Return the bytes of decoded layers that are in memory."""
-        return sum(reading.stream.present for reading in self._readings if reading.stream is not None)
+        """Return the bytes in memory of decoded layers, and of what the sink has not written yet."""
+        streams = [reading.stream for reading in self._readings if reading.stream is not None]
+        return sum(stream.present for stream in streams) + self._sink.held
 
     # Jobs out
 

@@ -139,9 +139,11 @@ class DirectorySink:
 
     ordered = False
     can_restart = True
+    held = 0
 
     def __init__(self, path: str, *, replace: bool = False) -> None:
         self._output = Output(path, replace=replace, directory=True)
+        self.temporary = self._output.temporary
         self._name = path
         self._open: set[int] = set()  # tables of batches
         self._begin()
@@ -271,7 +273,7 @@ class DirectorySink:
         """See `Sink`."""
         self._links = links
 
-    def commit(self) -> None:
+    def complete(self) -> None:
         """See `Sink`."""
         assert self._root is not None
         with self._maker:
@@ -285,6 +287,9 @@ class DirectorySink:
                     self._maker.finish(batch, index)
             self._maker.finish(self._root, 0)
         self.lost += self._maker.lost
+
+    def commit(self) -> None:
+        """See `Sink`."""
         self._output.commit()
 
     def abort(self) -> None:

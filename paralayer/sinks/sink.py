@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from paralayer.engine.jobs import Job
@@ -61,11 +62,28 @@ class Sink(Protocol):
     def restart(self) -> None:
         """Forget everything; nothing is at work on the output. Only if it `can_restart`."""
 
+    def complete(self) -> None:
+        """Complete the output; all of it is at `temporary` now."""
+
     def commit(self) -> None:
-        """Complete the output, and give it its name."""
+        """Give the output its name."""
 
     def abort(self) -> None:
         """Leave nothing."""
+
+    def close(self) -> None:
+        """Release what is held."""
+
+    lost: Counter[str]
+    """What was left out or changed because the output cannot hold it, and how often."""
+
+    @property
+    def temporary(self) -> str | None:
+        """The output's name until it gets its own; None: it has none."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, besides the process's own, that hold what is not written yet."""
 
     @property
     def written(self) -> int:

@@ -73,6 +73,8 @@ class _TarBatch:
 class TarSink:
     """See the module; `output` is a file's name, or None for the descriptor `fd`."""
 
+    held = 0
+
     def __init__(self, path: str | None, *, replace: bool = False, fd: int = 1) -> None:
         self._output = Output(path, replace=replace) if path is not None else None
         self._name = path if path is not None else "standard output"
@@ -82,6 +84,7 @@ class TarSink:
             )
         else:
             self._fd = os.dup(fd)
+        self.temporary = self._output.temporary if self._output is not None else None
         self.can_restart = self._output is not None
         self.ordered = not self.can_restart
         self._appends = False
@@ -169,7 +172,7 @@ class TarSink:
         headers, _ = pack_links(linked, list(links))
         self._append(headers)
 
-    def commit(self) -> None:
+    def complete(self) -> None:
         """See `Sink`."""
         self._append(END)
         self.written = self._end
@@ -180,7 +183,11 @@ class TarSink:
             os.fsync(self._fd)
         except OSError as error:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
-        self._output.commit()
+
+    def commit(self) -> None:
+        """See `Sink`."""
+        if self._output is not None:
+            self._output.commit()
 
     def abort(self) -> None:
         """See `Sink`."""

@@ -1,0 +1,407 @@
+"""Squashfs by mksquashfs: the flat tar as a stream into a process.
+
+mksquashfs 4.5 and newer reads a tar, and what a tar cannot tell it is said by options:
+
+- It skips the tar's entry for the root, so the root's metadata are options. Before 4.6 it takes of them only the mode
+  when it reads a tar; there a second run appends nothing to the finished image, which rewrites the root's inode, at
+  the cost of the metadata. (It dies if a value of more than 128 bytes is in several sets of extended attributes; that
+  is an error then.) The root's extended attributes need 4.6.
+- It takes whole seconds of 32 bits, so times come clamped. Its symlinks always have mode 0777.
+- SOURCE_DATE_EPOCH would be a second opinion on times, which it refuses; it does not get to see it.
+- Options are left out where its own list of changes says that they damage the output: tail ends in 4.6, holes from
+  4.7 to 4.7.4.
+
+The process is in a group of its own, so that an interrupt from the terminal comes to us alone, and it never lives
+longer than the sink. If our process is killed outright, the stream ends: it stops soon, and what it wrote has no more
+than its temporary name. Nothing else may hold the stream's end: the process starts with the root, when workers are
+already there.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paralayer.errors import SinkError, quote
+from paralayer.sinks.output import Output
+from paralayer.sinks.tar import TarSink
+from paralayer.survivors import Batch, Rules
+from paralayer.table import BLOCK, CHAR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from paralayer.sinks.sink import Placed, SinkJob
+    from paralayer.sinks.squashfs.options import Compression
+
+DEFAULT = "mksquashfs"
+_OTHERWISE = "the default engine (--engine paralayer)"
+
+_OLDEST = (4, 5)
+_ROOT_OPTIONS = (4, 6)  # from here on -root-uid, -root-gid, -root-time and xattrs are for a tar's root, too
+_LONG_HELP = (4, 7)
+_BAD_TAIL_ENDS = {(4, 6)}
+_BAD_HOLES = {(4, 7), (4, 7, 1), (4, 7, 2), (4, 7, 3), (4, 7, 4)}
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_XATTR_MAX = 1 << 16  # bytes of a value: Linux's limit, and as base64 within that of an argument
+_TIME_MAX = (1 << 32) - 1
+_MAJOR_MAX, _MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1
+_MEMORY_MIN = 64 << 20
+_MEMORY_PER_BLOCK = 4  # bytes for each byte of a processor's block: its check_min_memory, since 4.7
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_IGNORED_HERE = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
+_NOISE = "Unrecognised keyword"  # hdrcharset, which it does without
+_LOG_MAX = 1 << 16
+_MESSAGE_LINES = 3
+
+TIMES = "times before 1970 or after 2106"
+NAMESPACES = "xattrs that are not user, trusted or security"
+ROOT_XATTRS = "xattrs of the root that mksquashfs cannot be told"
+
+
+@dataclass(frozen=True, slots=True)
+class Mksquashfs:
+    """An installed mksquashfs, and what it can do."""
+
+    path: str
+    version: tuple[int, ...]
+    compressors: frozenset[str]
+
+    @property
+    def version_text(self) -> str:
+        """As it prints it."""
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True, slots=True)
+class MksquashfsOptions:
+    """How the image is to be. `time` is its creation time in seconds since the epoch, `memory` of mksquashfs's queues."""
+
+    compression: Compression
+    time: int
+    jobs: int
+    memory: int
+    block_size: int = 128 << 10
+    fragments: bool = True
+    dedup: bool = True
+    exports: bool = True
+    pad: bool = True
+
+
+def find_mksquashfs(command: str = DEFAULT) -> Mksquashfs:
+    """Look for mksquashfs and ask for its version; `command` is a path or a name to be found in PATH."""
+    path = shutil.which(command)
+    if path is None:
+        raise SinkError(command, f"not found: install squashfs-tools, or use {_OTHERWISE}")
+    printed = _ask(path, "-version")
+    match = re.search(r"mksquashfs version (\d+(?:\.\d+)*)", printed)
+    if match is None:
+        raise SinkError(path, "not mksquashfs, going by its -version", repr(printed[:80]))
+    version = tuple(map(int, match[1].split(".")))
+    if version < _OLDEST:
+        raise SinkError(path, "too old to read a tar", match[1], f"4.5 or newer, or {_OTHERWISE}")
+    listed = re.search(
+        r"Compressors available:\n((?:\s+\w+(?: \(default\))?\n)+)",
+        _ask(path, "-help-all" if version >= _LONG_HELP else "-help"),
+    )
+    if listed is None:
+        raise SinkError(path, "does not say which compressors it has")
+    return Mksquashfs(path, version, frozenset(re.findall(r"^\s+(\w+)", listed[1], re.MULTILINE)))
+
+
+class MksquashfsSink:
+    """See the module; `path` is the output's name."""
+
+    ordered = True
+    can_restart = False
+    held = 0
+
+    def __init__(
+        self, path: str, tool: Mksquashfs, options: MksquashfsOptions, *, replace: bool = False
+    ) -> None:
+        name = "gzip" if options.compression.name == "none" else options.compression.name
+        if name not in tool.compressors:
+            raise SinkError(
+                tool.path, "built without this compressor", name, ", ".join(sorted(tool.compressors))
+            )
+        self.lost: Counter[str] = Counter()
+        self.written = 0
+        self._name = path
+        self._tool = tool
+        self._options = options
+        self._output = Output(path, replace=replace)
+        self.temporary = self._output.temporary
+        self._log = os.memfd_create("mksquashfs", os.MFD_CLOEXEC)
+        self._root: list[str] = []
+        self._tar: TarSink | None = None
+        self._pid: int | None = None
+
+    def restart(self) -> None:
+        """See `Sink`; what mksquashfs has read it has read."""
+        raise NotImplementedError
+
+    def root(self, batch: Batch, *, explicit: bool) -> None:
+        """See `Sink`."""
+        del explicit
+        batch = self._fitting(batch)
+        row = batch.rows[0]
+        self._root = ["-root-mode", f"{row['mode']:o}", "-root-time", str(row["mtime"])]
+        self._root += ["-root-uid", str(row["uid"]), "-root-gid", str(row["gid"])]
+        xattrs: list[str | bytes] = []
+        for name, value in batch.xattrs(0):
+            if self._tool.version >= _ROOT_OPTIONS and 0 < len(value) <= _XATTR_MAX:
+                xattrs += ["-p", b"/ x %s=0s%s" % (name, base64.b64encode(value))]
+            else:
+                self.lost[ROOT_XATTRS] += 1
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._tar = TarSink(None, fd=writing)
+            self._start(["-tar", "-noappend", *self._settings(), *self._root, *xattrs], reading)
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    def place(self, batch: Batch) -> Placed:
+        """See `Sink`."""
+        assert self._tar is not None
+        return self._tar.place(self._fitting(batch))
+
+    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+        """See `Sink`."""
+        assert self._tar is not None
+        with self._telling_why():
+            return self._tar.take(placed, stream_fd, upto)
+
+    def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
+        """See `Sink`; there are no jobs."""
+        raise NotImplementedError
+
+    def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Sink`."""
+        assert self._tar is not None
+        with self._telling_why():
+            self._tar.links(links)
+
+    def complete(self) -> None:
+        """See `Sink`."""
+        assert self._tar is not None
+        with self._telling_why():
+            self._tar.complete()
+        self._close_tar()
+        self._wait()
+        if self._tool.version < _ROOT_OPTIONS:
+            self._append_nothing()
+        try:
+            fd = os.open(self._output.temporary, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+                self.written = os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SinkError(self._name, error.strerror or "cannot be written") from None
+
+    def commit(self) -> None:
+        """See `Sink`."""
+        self._output.commit()
+
+    def abort(self) -> None:
+        """See `Sink`."""
+        if self._pid is not None:
+            self._kill()
+        self._output.abort()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._close_tar()
+        os.close(self._log)
+
+    def _close_tar(self) -> None:
+        if self._tar is not None:
+            tar, self._tar = self._tar, None
+            tar.close()
+
+    def _settings(self) -> list[str]:
+        options, version = self._options, self._tool.version
+        compression = options.compression
+        settings = ["-b", str(options.block_size)]
+        if compression.name == "none":
+            settings += ["-comp", "gzip", "-noI", "-noD", "-noF", "-noX"]
+        else:
+            settings += ["-comp", compression.name]
+        if compression.level is not None:
+            settings += ["-Xcompression-level", str(compression.level)]
+        settings.append("-exports" if options.exports else "-no-exports")
+        if not options.fragments:
+            settings.append("-no-fragments")
+        elif version not in _BAD_TAIL_ENDS:
+            settings.append("-tailends")
+        if version in _BAD_HOLES:
+            settings.append("-no-sparse")
+        if not options.dedup:
+            settings.append("-no-duplicates")
+        return settings
+
+    def _fitting(self, batch: Batch) -> Batch:
+        """Return a batch that mksquashfs can read and a squashfs can hold."""
+        rows = batch.rows.copy()
+        devices = (rows["kind"] == CHAR) | (rows["kind"] == BLOCK)
+        large = devices & ((rows["major"] > _MAJOR_MAX) | (rows["minor"] > _MINOR_MAX))
+        for index in np.flatnonzero(large)[:1].tolist():
+            numbers = f"{rows['major'][index]}, {rows['minor'][index]}"
+            wanted = f"at most {_MAJOR_MAX}, {_MINOR_MAX}"
+            raise SinkError(self._name, f"{quote(batch.paths[index])}: device number", numbers, wanted)
+        seconds = rows["mtime"]
+        odd = int(np.count_nonzero((seconds < 0) | (seconds > _TIME_MAX)))
+        if odd:
+            self.lost[TIMES] += odd
+        np.clip(seconds, 0, _TIME_MAX, out=seconds)
+        rows["nsec"] = 0
+        rules = Rules(batch.rules.newest, self.lost)
+        return _Fitting(batch.layer, rows, batch.paths, batch.tables, rules)
+
+    def _append_nothing(self) -> None:
+        """Let mksquashfs rewrite the root's inode."""
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._start(["-cpiostyle", "-no-recovery", *self._root], null)
+            self._wait()
+        except SinkError as error:
+            what = f"mksquashfs {self._tool.version_text} cannot set the root's metadata: {error.what}"
+            raise SinkError(self._name, what, error.got, f"4.6 or newer, or {_OTHERWISE}") from None
+        finally:
+            os.close(null)
+
+    # The process
+
+    def _start(self, arguments: Sequence[str | bytes], stdin: int) -> None:
+        options = self._options
+        command: list[str | bytes] = [self._tool.path, "-", self._output.temporary, *arguments]
+        command += ["-mkfs-time", str(options.time), "-processors", str(options.jobs)]
+        command += ["-mem", str(self._memory()), "-quiet", "-no-progress"]
+        if not options.pad:
+            command.append("-nopad")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until we know whom to kill
+        try:
+            self._pid = os.posix_spawn(
+                self._tool.path,
+                command,
+                _environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, self._log, 2),
+                ],
+                setpgroup=0,
+                setsigmask=before,
+                setsigdef=_IGNORED_HERE,
+            )
+        except OSError as error:
+            raise SinkError(self._tool.path, error.strerror or "cannot be started") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _memory(self) -> int:
+        """Return how much memory it gets, in bytes; it refuses too little, and three quarters of the machine's."""
+        options = self._options
+        least = max(_MEMORY_MIN, _MEMORY_PER_BLOCK * options.jobs * options.block_size)
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(max(options.memory, least), physical // 2)
+
+    def _wait(self) -> None:
+        """Wait for the end of the process; raise what it has to say if it failed."""
+        status = self._reap()
+        if status != 0:
+            raise self._failure(status)
+
+    def _reap(self) -> int | None:
+        """Wait for the end of the process; return its exit status, negative for a signal.
+
+        None: the program around us reaps all children, and so nobody can say.
+        """
+        assert self._pid is not None
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        except ChildProcessError:
+            status = None
+        self._pid = None
+        return status
+
+    def _kill(self) -> int | None:
+        """Make an end of the process; return its exit status, as `_reap` does."""
+        assert self._pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        return self._reap()
+
+    @contextmanager
+    def _telling_why(self) -> Iterator[None]:
+        """Raise what the process has to say instead of an error of the pipe.
+
+        By the time that a process which ends has left the pipe, its exit status stands and cannot be changed any
+        more; one that has only closed the pipe does no more good.
+        """
+        try:
+            yield
+        except SinkError:
+            raise self._failure(self._kill()) from None
+
+    def _failure(self, status: int | None) -> SinkError:
+        size = os.fstat(self._log).st_size
+        log = os.pread(self._log, _LOG_MAX, max(0, size - _LOG_MAX))
+        if size > _LOG_MAX:
+            log = log.partition(b"\n")[2]
+        lines = [quote(line.strip()) for line in log.split(b"\n")]
+        said = [line for line in lines if line and not line.startswith(_NOISE)][-_MESSAGE_LINES:]
+        what = "; ".join(said) or "ended before it had done everything"
+        if status is None:
+            got = "no exit status: somebody else took it"
+        else:
+            got = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return SinkError(self._name, f"mksquashfs: {what}", got)
+
+
+class _Fitting(Batch):
+    """A batch without the extended attributes that squashfs cannot hold."""
+
+    def xattrs(self, index: int) -> list[tuple[bytes, bytes]]:
+        """See `Batch`."""
+        found = super().xattrs(index)
+        kept = [
+            (name, value) for name, value in found if name.startswith(_NAMESPACES) and name not in _NAMESPACES
+        ]
+        if len(kept) < len(found):
+            self.rules.dropped[NAMESPACES] += len(found) - len(kept)
+        return kept
+
+
+def _ask(path: str, question: str) -> str:
+    """Return what a program prints, whatever its exit status is."""
+    command = [path, question]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+        )
+    except OSError as error:
+        raise SinkError(path, error.strerror or "cannot be started") from None
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _environment() -> Mapping[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}

@@ -1,0 +1,211 @@
+"""The jobs of workers: data blocks and fragment blocks.
+
+A job reads parts of a layer's stream, compresses them block by block and leaves the blocks, one after another, in a
+memfd of its own. Its result is a word for each block, as the format has it (the size on disk, bit 24 when stored
+uncompressed, 0 for a hole), and digests by which equal files are recognised: SHA-256 of a block as it is stored, of a
+tail end as it is. A block that is a hole has a digest of zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paralayer.engine.jobs import Finished, Run
+from paralayer.sinks.squashfs.compressor import Compressor
+from paralayer.sinks.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paralayer.sinks.squashfs.options import Compression
+
+UNCOMPRESSED = 1 << 24
+SIZE_MASK = UNCOMPRESSED - 1
+DIGEST_SIZE = 32
+_HOLE_DIGEST = bytes(DIGEST_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How data is packed."""
+
+    compression: Compression
+    block_size: int
+    fragments: bool
+    """Whether tail ends go into fragment blocks."""
+    dedup: bool
+    """Whether digests are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackFiles:
+    """Job: pack contiguous parts of files. Descriptors: for the blocks, of the stream.
+
+    `parts`, 64-bit integers: offset in the stream, length, number of blocks; again and again. Blocks are full but for
+    the last one of a file; what is left behind the blocks is a tail end, and only its digest is made.
+    """
+
+    settings: Settings
+    parts: bytes
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`; the result is (words, digests)."""
+        output, stream = fds
+        packer = _Packer(self.settings, output)
+        size = self.settings.block_size
+        parts = array("q", self.parts)
+        stop = max(map(sum, zip(parts[::3], parts[1::3], strict=True)))
+        window = Window()
+        for index in range(0, len(parts), 3):
+            at, length, blocks = parts[index : index + 3]
+            end = at + length
+            for number in range(blocks + 1):
+                until = min(at + size, end)
+                if until == at:
+                    break
+                if not window.has(at, until):
+                    window.fill(stream, at, stop)
+                if number < blocks:
+                    packer.pack(window.view(at, until))
+                else:
+                    packer.add_tail(window.view(at, until))
+                at = until
+        yield Finished(packer.result())
+
+
+@dataclass(frozen=True, slots=True)
+class PackSparse:
+    """Job: pack a part of a sparse file, `length` bytes. Descriptors: for the blocks, of the extents, of the stream.
+
+    The extents, pairs of 64-bit integers, are (offset from where the part begins, length); the first may begin before
+    it, the last may end behind it. `data` is where the first one's content begins in the stream.
+    """
+
+    settings: Settings
+    data: int
+    length: int
+    blocks: int
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`; the result is (words, digests). A tail end is left behind the blocks."""
+        output, extents_fd, stream = fds
+        extents = np.frombuffer(os.pread(extents_fd, os.fstat(extents_fd).st_size, 0), "<i8").reshape(-1, 2)
+        begins = extents[:, 0]
+        ends = begins + extents[:, 1]
+        stored = self.data + np.cumsum(extents[:, 1]) - extents[:, 1]
+        packer = _Packer(self.settings, output)
+        size = self.settings.block_size
+        for number, at in enumerate(range(0, self.length, size)):
+            block = memoryview(bytearray(min(size, self.length - at)))
+            first, last = np.searchsorted(ends, at, "right"), np.searchsorted(begins, at + len(block))
+            for begin, end, place in zip(
+                begins[first:last].tolist(),
+                ends[first:last].tolist(),
+                stored[first:last].tolist(),
+                strict=True,
+            ):
+                low, high = max(begin, at), min(end, at + len(block))
+                _read(stream, block[low - at : high - at], place + low - begin)
+            if number < self.blocks:
+                packer.pack(block)
+            else:
+                packer.add_tail(block)
+                packer.write(block)  # what is put together is in no stream
+        yield Finished(packer.result())
+
+
+@dataclass(frozen=True, slots=True)
+class PackFragments:
+    """Job: make fragment blocks out of tail ends. Descriptors: for the blocks, of the stream.
+
+    The first `carried` bytes are in the former already. `tails`, 64-bit integers: offset in the stream, length; again
+    and again. `counts` is how many of them are in each block.
+    """
+
+    settings: Settings
+    carried: int
+    tails: bytes
+    counts: bytes
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`; the result are the words."""
+        output, stream = fds
+        data = os.pread(output, self.carried, 0)
+        packer = _Packer(self.settings, output)
+        tails = array("q", self.tails)
+        stop = max(map(sum, zip(tails[::2], tails[1::2], strict=True)), default=0)
+        window = Window()
+        index = 0
+        for count in array("q", self.counts):
+            pieces: list[bytes | memoryview] = [data]
+            for at, length in zip(*[iter(tails[index : index + 2 * count])] * 2, strict=True):
+                if not window.has(at, at + length):
+                    pieces = [b"".join(pieces)]
+                    window.fill(stream, at, stop)
+                pieces.append(window.view(at, at + length))
+            index += 2 * count
+            packer.put(b"".join(pieces))
+            data = b""
+        yield Finished(packer.result()[0])
+
+
+class _Packer:
+    """Packs blocks into a memfd."""
+
+    def __init__(self, settings: Settings, output: int) -> None:
+        self._compress = Compressor(settings.compression, settings.block_size).compress
+        self._dedup = settings.dedup
+        self._output = output
+        self._at = 0
+        self._words = array("I")
+        self._digests: list[bytes] = []
+
+    def result(self) -> tuple[bytes, bytes]:
+        """Return words and digests."""
+        return self._words.tobytes(), b"".join(self._digests)
+
+    def pack(self, block: memoryview) -> None:
+        """Pack a data block."""
+        if not block[0] and not np.frombuffer(block, np.uint8).any():
+            self._words.append(0)
+            if self._dedup:
+                self._digests.append(_HOLE_DIGEST)
+            return
+        stored = self.put(block)
+        if self._dedup:
+            self._digests.append(hashlib.sha256(stored).digest())
+
+    def put(self, block: bytes | memoryview) -> bytes | memoryview:
+        """Compress a block, if that makes it smaller, and write it; return what was written."""
+        compressed = self._compress(block)
+        stored = block if compressed is None else compressed
+        self._words.append(len(stored) | (UNCOMPRESSED if compressed is None else 0))
+        self.write(stored)
+        return stored
+
+    def write(self, stored: bytes | memoryview) -> None:
+        """Write something behind what has been written."""
+        left = memoryview(stored)
+        while left:
+            written = os.pwrite(self._output, left, self._at)
+            self._at += written
+            left = left[written:]
+
+    def add_tail(self, tail: memoryview) -> None:
+        """Take note of a tail end."""
+        if self._dedup:
+            self._digests.append(hashlib.sha256(tail).digest())
+
+
+def _read(fd: int, buffer: memoryview, offset: int) -> None:
+    while buffer:
+        got = os.preadv(fd, [buffer], offset)
+        assert got, "what was announced is there"
+        buffer = buffer[got:]
+        offset += got
