@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from paralayer.engine.jobs import Event
+    from paralayer.sinks.mksquashfs import Mksquashfs
     from paralayer.sinks.sink import Sink
 
 Format = Literal["tar", "directory", "squashfs"]
@@ -204,9 +205,10 @@ def convert(
     budget = Budget(memory, max(1, workers))
     rules = Rules(newest=spec.mtime)
     _check_apart(image, spec)
+    tool = _find_tool(spec)
     with ExitStack() as stack:
         with _undisturbed():
-            sink = _open_sink(spec, image, max(1, workers), memory)
+            sink = _open_sink(spec, image, tool, jobs, memory)
             stack.callback(_close, sink)
         peak = Peak()
         reporter = _Reporter(sizes, progress)
@@ -334,7 +336,15 @@ def _check_apart(image: Image, spec: ImageSpec) -> None:
             raise SinkError(spec.path, "the image is in it")
 
 
-def _open_sink(spec: ImageSpec, image: Image, jobs: int, memory: int) -> Sink:
+def _find_tool(spec: ImageSpec) -> Mksquashfs | None:
+    if spec.engine != "mksquashfs":
+        return None
+    from paralayer.sinks.mksquashfs import DEFAULT, find_mksquashfs
+
+    return find_mksquashfs(spec.mksquashfs or DEFAULT)
+
+
+def _open_sink(spec: ImageSpec, image: Image, tool: Mksquashfs | None, jobs: int, memory: int) -> Sink:
     try:
         if spec.format == "tar":
             from paralayer.sinks.tar import TarSink
@@ -346,26 +356,26 @@ def _open_sink(spec: ImageSpec, image: Image, jobs: int, memory: int) -> Sink:
             from paralayer.sinks.directory import DirectorySink
 
             return DirectorySink(spec.path, replace=spec.force)
-        return _open_squashfs(spec, spec.path, image, jobs, memory)
+        return _open_squashfs(spec, spec.path, image, tool, jobs, memory)
     except OSError as error:
         raise SinkError(spec.path or "standard output", error.strerror or "cannot be written") from None
 
 
-def _open_squashfs(spec: ImageSpec, path: str, image: Image, jobs: int, memory: int) -> Sink:
+def _open_squashfs(
+    spec: ImageSpec, path: str, image: Image, tool: Mksquashfs | None, jobs: int, memory: int
+) -> Sink:
     from paralayer.sinks.squashfs.options import Compression, Options
 
     compression = Compression.parse(spec.compression)
     made = spec.mtime if spec.mtime is not None else _created(image)
     switches = {name: getattr(spec, name) for name in ("fragments", "dedup", "exports", "pad")}
-    if spec.engine == "mksquashfs":
-        from paralayer.sinks.mksquashfs import DEFAULT, MksquashfsOptions, MksquashfsSink, find_mksquashfs
+    options = Options(compression, spec.block_size, time=made, **switches)
+    if tool is not None:
+        from paralayer.sinks.mksquashfs import MksquashfsSink
 
-        tool = find_mksquashfs(spec.mksquashfs or DEFAULT)
-        settings = MksquashfsOptions(compression, made, jobs, memory, spec.block_size, **switches)
-        return MksquashfsSink(path, tool, settings, replace=spec.force)
+        return MksquashfsSink(path, tool, options, jobs=jobs, memory=memory, replace=spec.force)
     from paralayer.sinks.squashfs.sink import SquashfsSink
 
-    options = Options(compression, spec.block_size, time=made, **switches)
     return SquashfsSink(path, options, jobs=jobs, replace=spec.force)
 
 

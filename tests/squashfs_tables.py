@@ -19,8 +19,8 @@ import zstandard
 
 from model import Node, node
 from paralayer.sinks.squashfs.compressor import Compressor
-from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.inode import NO_FRAGMENT, Content
+from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.superblock import SIZE, Flags, Superblock
 from paralayer.sinks.squashfs.tree import Tree
 from paralayer.survivors import Batch, Rules

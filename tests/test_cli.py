@@ -422,8 +422,9 @@ def test_help_names_every_option() -> None:
     done = convert("--help")
     assert (done.returncode, done.stderr) == (0, "")
     for word in (
-        "--jobs N", "--memory SIZE", "--format [tar|directory]", "--platform P", "--check-diff-ids", "--no-check",
-        "--mtime T", "--force", "--quiet", "--json", "IMAGE OUTPUT",
+        "--jobs N", "--memory SIZE", "--format [squashfs|tar|directory]", "--platform P", "--check-diff-ids", "--no-check",
+        "--mtime T", "--force", "--quiet", "--json", "IMAGE OUTPUT", "--compression NAME[:LEVEL]", "--block-size SIZE",
+        "--no-fragments", "--no-dedup", "--no-exports", "--no-pad", "--engine [paralayer|mksquashfs]", "--mksquashfs PATH",
     ):  # fmt: skip
         assert word in done.stdout, word
     assert finish([*COMMAND, "-h"]).returncode == 0

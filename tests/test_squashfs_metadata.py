@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from model import Entry, block, char, directory, fifo, file, hardlink, symlink
 from paralayer.errors import SinkError
 from paralayer.sinks.squashfs.compressor import Compressor
-from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.inode import NO_FRAGMENT, Content
 from paralayer.sinks.squashfs.metadata import NO_TABLE
+from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.superblock import Flags, Superblock
 from paralayer.sinks.squashfs.tree import Tree
 from squashfs_judges import JUDGES, held

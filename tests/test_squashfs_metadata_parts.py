@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from paralayer.errors import SinkError
 from paralayer.sinks.squashfs.compressor import Compressor
-from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.metadata import BLOCK, MetadataWriter, pack_lookup_table
+from paralayer.sinks.squashfs.options import Compression
 from paralayer.sinks.squashfs.order import Paths
 from paralayer.sinks.squashfs.records import copy, ends_of, put, runs
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from paralayer.sinks.sink import Placed, SinkJob
-    from paralayer.sinks.squashfs.options import Compression
+    from paralayer.sinks.squashfs.options import Options
 
 DEFAULT = "mksquashfs"
 _OTHERWISE = "the default engine (--engine paralayer)"
@@ -84,21 +84,6 @@ class Mksquashfs:
         return ".".join(map(str, self.version))
 
 
-@dataclass(frozen=True, slots=True)
-class MksquashfsOptions:
-    """How the image is to be. `time` is its creation time in seconds since the epoch, `memory` of mksquashfs's queues."""
-
-    compression: Compression
-    time: int
-    jobs: int
-    memory: int
-    block_size: int = 128 << 10
-    fragments: bool = True
-    dedup: bool = True
-    exports: bool = True
-    pad: bool = True
-
-
 def find_mksquashfs(command: str = DEFAULT) -> Mksquashfs:
     """Look for mksquashfs and ask for its version; `command` is a path or a name to be found in PATH."""
     path = shutil.which(command)
@@ -121,14 +106,17 @@ def find_mksquashfs(command: str = DEFAULT) -> Mksquashfs:
 
 
 class MksquashfsSink:
-    """See the module; `path` is the output's name."""
+    """See the module; `path` is the output's name.
+
+    mksquashfs gets as many processors as there are `jobs`, and `memory`, in bytes, for its queues.
+    """
 
     ordered = True
     can_restart = False
     held = 0
 
     def __init__(
-        self, path: str, tool: Mksquashfs, options: MksquashfsOptions, *, replace: bool = False
+        self, path: str, tool: Mksquashfs, options: Options, *, jobs: int, memory: int, replace: bool = False
     ) -> None:
         name = "gzip" if options.compression.name == "none" else options.compression.name
         if name not in tool.compressors:
@@ -140,6 +128,8 @@ class MksquashfsSink:
         self._name = path
         self._tool = tool
         self._options = options
+        self._jobs = jobs
+        self._queues = memory
         self._output = Output(path, replace=replace)
         self.temporary = self._output.temporary
         self._log = os.memfd_create("mksquashfs", os.MFD_CLOEXEC)
@@ -288,7 +278,7 @@ class MksquashfsSink:
     def _start(self, arguments: Sequence[str | bytes], stdin: int) -> None:
         options = self._options
         command: list[str | bytes] = [self._tool.path, "-", self._output.temporary, *arguments]
-        command += ["-mkfs-time", str(options.time), "-processors", str(options.jobs)]
+        command += ["-mkfs-time", str(options.time), "-processors", str(self._jobs)]
         command += ["-mem", str(self._memory()), "-quiet", "-no-progress"]
         if not options.pad:
             command.append("-nopad")
@@ -314,10 +304,9 @@ class MksquashfsSink:
 
     def _memory(self) -> int:
         """Return how much memory it gets, in bytes; it refuses too little, and three quarters of the machine's."""
-        options = self._options
-        least = max(_MEMORY_MIN, _MEMORY_PER_BLOCK * options.jobs * options.block_size)
+        least = max(_MEMORY_MIN, _MEMORY_PER_BLOCK * self._jobs * self._options.block_size)
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(max(options.memory, least), physical // 2)
+        return min(max(self._queues, least), physical // 2)
 
     def _wait(self) -> None:
         """Wait for the end of the process; raise what it has to say if it failed."""
