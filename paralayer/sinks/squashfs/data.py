@@ -2,8 +2,8 @@
 
 A job reads parts of a layer's stream, compresses them block by block and leaves the blocks, one after another, in a
 memfd of its own. Its result is a word for each block, as the format has it (the size on disk, bit 24 when stored
-uncompressed, 0 for a hole), and digests by which equal files are recognised: SHA-256 of a block as it is stored, of a
-tail end as it is. A block that is a hole has a digest of zeros.
+uncompressed, 0 for a hole); digests by which equal files are recognised: SHA-256 of a block as it is stored, of a
+tail end as it is, zeros for a hole; and the numbers of the parts whose tail end is all zeros, which have no digest.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import os
 from array import array
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ class PackFiles:
     parts: bytes
 
     def run(self, fds: Sequence[int]) -> Run:
-        """See `Job`; the result is (words, digests)."""
+        """See `Job`; the result is (words, digests, tail ends that are holes)."""
         output, stream = fds
         packer = _Packer(self.settings, output)
         size = self.settings.block_size
@@ -74,7 +75,7 @@ class PackFiles:
                 if number < blocks:
                     packer.pack(window.view(at, until))
                 else:
-                    packer.add_tail(window.view(at, until))
+                    packer.add_tail(index // 3, window.view(at, until))
                 at = until
         yield Finished(packer.result())
 
@@ -93,7 +94,7 @@ class PackSparse:
     blocks: int
 
     def run(self, fds: Sequence[int]) -> Run:
-        """See `Job`; the result is (words, digests). A tail end is left behind the blocks."""
+        """See `Job`; the result is that of `PackFiles`. A tail end is left behind the blocks."""
         output, extents_fd, stream = fds
         extents = np.frombuffer(os.pread(extents_fd, os.fstat(extents_fd).st_size, 0), "<i8").reshape(-1, 2)
         begins = extents[:, 0]
@@ -115,7 +116,7 @@ class PackSparse:
             if number < self.blocks:
                 packer.pack(block)
             else:
-                packer.add_tail(block)
+                packer.add_tail(0, block)
                 packer.write(block)  # what is put together is in no stream
         yield Finished(packer.result())
 
@@ -124,34 +125,33 @@ class PackSparse:
 class PackFragments:
     """Job: make fragment blocks out of tail ends. Descriptors: for the blocks, of the stream.
 
-    The first `carried` bytes are in the former already. `tails`, 64-bit integers: offset in the stream, length; again
-    and again. `counts` is how many of them are in each block.
+    `fragments`, 64-bit integers for each block: how many of its bytes are in the former already, one block's behind the
+    other's, and how many tail ends follow. `tails`, 64-bit integers for each of these: offset in the stream, length.
     """
 
     settings: Settings
-    carried: int
+    fragments: bytes
     tails: bytes
-    counts: bytes
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`; the result are the words."""
         output, stream = fds
-        data = os.pread(output, self.carried, 0)
+        fragments, tails = array("q", self.fragments), array("q", self.tails)
+        carried = os.pread(output, sum(fragments[::2]), 0)
         packer = _Packer(self.settings, output)
-        tails = array("q", self.tails)
+        begins, lengths = iter(tails[::2]), iter(tails[1::2])
         stop = max(map(sum, zip(tails[::2], tails[1::2], strict=True)), default=0)
         window = Window()
-        index = 0
-        for count in array("q", self.counts):
-            pieces: list[bytes | memoryview] = [data]
-            for at, length in zip(*[iter(tails[index : index + 2 * count])] * 2, strict=True):
+        used = 0
+        for size, count in zip(fragments[::2], fragments[1::2], strict=True):
+            pieces: list[bytes | memoryview] = [carried[used : used + size]]
+            used += size
+            for at, length in islice(zip(begins, lengths, strict=True), count):
                 if not window.has(at, at + length):
                     pieces = [b"".join(pieces)]
                     window.fill(stream, at, stop)
                 pieces.append(window.view(at, at + length))
-            index += 2 * count
             packer.put(b"".join(pieces))
-            data = b""
         yield Finished(packer.result()[0])
 
 
@@ -165,14 +165,15 @@ class _Packer:
         self._at = 0
         self._words = array("I")
         self._digests: list[bytes] = []
+        self._holes = array("I")
 
-    def result(self) -> tuple[bytes, bytes]:
-        """Return words and digests."""
-        return self._words.tobytes(), b"".join(self._digests)
+    def result(self) -> tuple[bytes, bytes, bytes]:
+        """Return words, digests and the parts whose tail end is a hole."""
+        return self._words.tobytes(), b"".join(self._digests), self._holes.tobytes()
 
     def pack(self, block: memoryview) -> None:
         """Pack a data block."""
-        if not block[0] and not np.frombuffer(block, np.uint8).any():
+        if _is_hole(block):
             self._words.append(0)
             if self._dedup:
                 self._digests.append(_HOLE_DIGEST)
@@ -197,10 +198,16 @@ class _Packer:
             self._at += written
             left = left[written:]
 
-    def add_tail(self, tail: memoryview) -> None:
-        """Take note of a tail end."""
-        if self._dedup:
+    def add_tail(self, part: int, tail: memoryview) -> None:
+        """Take note of a part's tail end."""
+        if _is_hole(tail):
+            self._holes.append(part)
+        elif self._dedup:
             self._digests.append(hashlib.sha256(tail).digest())
+
+
+def _is_hole(block: memoryview) -> bool:
+    return not block[0] and not np.frombuffer(block, np.uint8).any()
 
 
 def _read(fd: int, buffer: memoryview, offset: int) -> None:

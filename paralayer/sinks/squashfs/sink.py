@@ -48,6 +48,7 @@ _JOB_FILES = 1024
 _JOB_BLOCKS = 2048  # with as many digests, what a message holds
 _BLOCKS_MAX = 1 << 24  # of one file: their sizes are in memory, 4 bytes each
 _PADDING = 4096
+_SUFFIX_MAX = 6
 _FLUSH = 32 << 20  # written bytes after which the kernel is told to begin
 
 
@@ -60,6 +61,7 @@ class _SquashfsBatch:
     until: int
     batch: Batch
     rows: list[int]
+    kinds: list[bytes]
     first: int  # entry of row 0
     data: list[int]
     stored: list[int]
@@ -125,6 +127,7 @@ class SquashfsSink:
             until=int((data + stored).max(initial=0)),
             batch=batch,
             rows=rows.tolist(),
+            kinds=[_kind(batch.paths[row]) for row in rows.tolist()],
             first=self._entries,
             data=data.tolist(),
             stored=stored.tolist(),
@@ -169,8 +172,8 @@ class SquashfsSink:
             blocks = length // size if self._options.fragments else -(-length // size)
             tail = length - blocks * size if self._options.fragments else 0
             parts.extend((at, length, blocks))
-            entry = placed.first + placed.rows[placed.index]
-            files.append(FilePart(entry, whole, last, blocks, tail, at + length - tail))
+            entry, kind = placed.first + placed.rows[placed.index], placed.kinds[placed.index]
+            files.append(FilePart(entry, kind, whole, last, blocks, tail, at + length - tail))
             total += length
             blocks_total += blocks
             if last:
@@ -212,7 +215,17 @@ class SquashfsSink:
         relative = extents[first:after] - [[placed.done, 0]]
         write_all(fds[1], relative.astype("<i8").tobytes())
         job = PackSparse(self._settings, int(stored[first]) if first < after else begin, length, blocks)
-        files = [FilePart(placed.first + placed.rows[index], size, last, blocks, tail, BEHIND_BLOCKS)]
+        files = [
+            FilePart(
+                placed.first + placed.rows[index],
+                placed.kinds[index],
+                size,
+                last,
+                blocks,
+                tail,
+                BEHIND_BLOCKS,
+            )
+        ]
         if last:
             placed.index += 1
             placed.done = 0
@@ -229,8 +242,8 @@ class SquashfsSink:
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`."""
         if isinstance(job, Part):
-            words, job.digests = result
-            job.words = array("I", words)
+            words, job.digests, holes = result
+            job.words, job.holes = array("I", words), frozenset(array("I", holes))
         else:
             assert isinstance(job, FragmentGroup)
             job.words = array("I", result)
@@ -308,6 +321,12 @@ class SquashfsSink:
 
     def _error(self, error: OSError) -> SinkError:
         return SinkError(self._name, error.strerror or "cannot be written")
+
+
+def _kind(path: bytes) -> bytes:
+    """Return the suffix of a file's name, if it is short enough to tell a kind of files."""
+    name, dot, suffix = path[path.rfind(b"/") + 1 :].rpartition(b".")
+    return suffix if name and dot and len(suffix) <= _SUFFIX_MAX else b""
 
 
 def _stored_at(begins: NDArray[np.int64], ends: NDArray[np.int64], stored: NDArray[np.int64], at: int) -> int:
