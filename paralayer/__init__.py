@@ -25,9 +25,11 @@ from paralayer.errors import (
     WorkerError,
 )
 from paralayer.image import Image, Layer, Platform, open_image
+from paralayer.verify import Difference, VerifyProgress, VerifyReport, verify
 
 __all__ = [
     "ConversionResult",
+    "Difference",
     "DigestError",
     "Image",
     "ImageError",
@@ -40,6 +42,8 @@ __all__ = [
     "ParalayerError",
     "Platform",
     "SinkError",
+    "VerifyProgress",
+    "VerifyReport",
     "WorkerError",
     "convert",
     "convert_dir",
@@ -47,5 +51,6 @@ __all__ = [
     "convert_squashfs",
     "convert_tar",
     "open_image",
+    "verify",
 ]
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 """The command line: parse, call, print, exit code. The only module that prints.
 
-Exit codes: 0 done, 1 an error of the image or the system, 2 usage, 130 interrupted (SIGINT or SIGTERM).
+Exit codes: 0 done, 1 an error of the image or the system, 2 usage, 130 interrupted (SIGINT or SIGTERM). Those of
+`verify`: 0 the same, 1 different, 2 could not compare.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from paralayer.errors import InterruptedByUser, ParalayerError
 from paralayer.image import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType, TracebackType
 
     from paralayer.convert import Engine, Format, PackerProgress
+    from paralayer.verify import VerifyProgress
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
 _INTERRUPTED = 130
+_DIFFERENT, _CANNOT_COMPARE = 1, 2
 _LARGEST = (1 << 63) - 1
 
 
@@ -72,6 +74,7 @@ def cli() -> None:
     Examples:
       paralayer convert oci:image:latest image.squashfs
       paralayer convert --jobs 8 docker-archive:saved.tar rootfs/
+      paralayer verify oci:image:latest image.squashfs
       paralayer convert image.tar - | ssh host 'tar -x -C /srv/root'
 
     Shell completion: eval "$(_PARALAYER_COMPLETE=bash_source paralayer)", likewise zsh and fish.
@@ -128,6 +131,7 @@ def cli() -> None:
     help="squashfs: what writes it. [default: paralayer]",
 )
 @click.option("--mksquashfs", metavar="PATH", help="squashfs: the program for --engine mksquashfs.")
+@click.option("--verify", "verified", is_flag=True, help="Compare OUTPUT with IMAGE before it gets its name.")
 @click.option("--force", is_flag=True, help="Replace an existing OUTPUT, at the end and at once.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option(
@@ -154,6 +158,7 @@ def convert_command(
     pad: bool,
     engine: Engine | None,
     mksquashfs: str | None,
+    verified: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -177,6 +182,8 @@ def convert_command(
         raise click.UsageError("--check-diff-ids and --no-check exclude each other")
     if as_json and output == "-":
         raise click.UsageError("--json and an output of - both want standard output")
+    if verified and output == "-":
+        raise click.UsageError("--verify: what went to standard output cannot be read again")
     if output == "-" and _is_terminal(sys.stdout):
         raise click.UsageError("an archive is not written to a terminal")
     squashfs = {
@@ -202,6 +209,7 @@ def convert_command(
             platform=platform,
             check=not no_check,
             check_diff_ids=check_diff_ids,
+            verify=verified,
             progress=display.show,
         )
     for warning in () if quiet else result.warnings:
@@ -210,6 +218,88 @@ def convert_command(
         click.echo(json.dumps(result.as_dict()))
     elif not quiet:
         click.echo(_summary(result), err=True)
+
+
+@cli.command("verify", short_help="Compare an image, squashfs, tar or directory with another.")
+@click.option(
+    "--ignore",
+    metavar="WHAT[,WHAT]",
+    default="",
+    help="What may be different: times, owner, xattrs.",
+)
+@click.option(
+    "--mount", is_flag=True, help="Read squashfs files through a mount: the kernel's or squashfuse's."
+)
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="As for convert.")
+@click.option("--memory", type=_Size(), metavar="SIZE", help="As for convert.")
+@click.option("--platform", type=_PlatformType(), metavar="P", help="As for convert.")
+@click.option("--no-check", is_flag=True, help="Check no digests of images.")
+@click.option(
+    "--mtime",
+    type=click.IntRange(-_LARGEST, _LARGEST),
+    metavar="T",
+    callback=_epoch,
+    help="What convert was given; it is for images. [default: $SOURCE_DATE_EPOCH]",
+)
+@click.option("--quiet", is_flag=True, help="Print errors only; the exit code tells.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@click.argument("a")
+@click.argument("b")
+def verify_command(
+    a: str,
+    b: str,
+    *,
+    ignore: str,
+    mount: bool,
+    jobs: int | None,
+    memory: int | None,
+    platform: Platform | None,
+    no_check: bool,
+    mtime: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Compare A with B: paths, types, modes, owners, sizes, contents, link targets, hard links, xattrs, devices, times.
+
+    Each is an image as for convert, a squashfs file, a flat tar archive or a directory; dir:PATH, tar:PATH and
+    squashfs:PATH say which where that is not clear. What one of them cannot hold is not compared.
+
+    Exit code: 0 the same, 1 different, 2 could not compare.
+
+    \b
+    Examples:
+      paralayer verify oci:image:v1 image.squashfs
+      paralayer verify --ignore times,owner rootfs/ flat.tar
+    """
+    from paralayer.verify import verify
+
+    try:
+        with _interrupts(), _Display(quiet=quiet or as_json) as display:
+            report = verify(
+                a,
+                b,
+                ignore={what for what in ignore.split(",") if what},
+                jobs=jobs,
+                memory=memory,
+                platform=platform,
+                mount=mount,
+                check=not no_check,
+                newest=mtime,
+                progress=display.show,
+            )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except InterruptedByUser:
+        raise
+    except ParalayerError as error:
+        click.echo(f"paralayer: error: {error}", err=True)
+        return _CANNOT_COMPARE
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+    elif not quiet:
+        for line in report.lines():
+            click.echo(line)
+    return 0 if report.same else _DIFFERENT
 
 
 def _spec(
@@ -271,10 +361,9 @@ def _size(size: float) -> str:
 
 
 class _Display:
-    """The progress of a conversion on a terminal's standard error; nothing elsewhere."""
+    """The progress of a command on a terminal's standard error; nothing elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._show: Callable[[PackerProgress], None] | None = None
         self._live: Any = None
         if not quiet and _is_terminal(sys.stderr):
             from paralayer.display import LiveDisplay
@@ -290,7 +379,7 @@ class _Display:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, event: PackerProgress) -> None:
+    def show(self, event: PackerProgress | VerifyProgress) -> None:
         """Take an event."""
         if self._live is not None:
             self._live.show(event)

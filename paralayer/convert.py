@@ -147,7 +147,8 @@ class ConversionResult:
     peak_memory: int
     """Most that all processes were seen to have, decoded layers included; sampled."""
     seconds: dict[str, float]
-    """By phase: `open` the image, `decode` until every layer is indexed, `write` the rest, `commit`; and `total`."""
+    """By phase: `open` the image, `decode` until every layer is indexed, `write` the rest, `commit`; and `total`. With
+    `verify`, the output's completion is `complete`."""
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def convert(
     platform: str | Platform | None = None,
     check: bool = True,
     check_diff_ids: bool = False,
+    verify: bool = False,
     progress: Callable[[PackerProgress], None] | None = None,
 ) -> ConversionResult:
     """Convert an image.
@@ -171,8 +173,8 @@ def convert(
     `image` is what `open_image` takes, or returned. `jobs` is how many layers are decoded, or parts of the output
     written, at the same time; default: the processors that this process may use. `memory` bounds the decoded bytes
     that are kept (default: a quarter of what is available); neither changes the output. `check` compares the digest
-    of every blob with what is read of it, `check_diff_ids` also the decoded streams. `progress` is called in this
-    thread.
+    of every blob with what is read of it, `check_diff_ids` also the decoded streams. `verify` reads the output back and
+    compares it with the image before it gets its name. `progress` is called in this thread.
 
     The output appears under its name when it is complete; on any error nothing does, and what was there stays.
     Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
@@ -191,6 +193,8 @@ def convert(
         raise ValueError(f"jobs: got {jobs}, want 1 or more")
     if memory is not None and memory < 1:
         raise ValueError(f"memory: got {memory}, want 1 or more bytes")
+    if verify and spec.path is None:
+        raise ValueError("what goes to standard output cannot be verified")
     clock = _Clock()
     if isinstance(image, str):
         if isinstance(platform, str):
@@ -251,6 +255,10 @@ def convert(
             counts = run(early=False)
         clock.lap("write")
         sink.complete()
+        if verify:
+            clock.lap("complete")
+            _verify(image, spec, sink, jobs=jobs, memory=memory)
+            clock.lap("verify")
         sink.commit()
         clock.lap("commit")
         return ConversionResult(
@@ -294,6 +302,25 @@ def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any
 
 
 _SQUASHFS = {field.name for field in fields(ImageSpec)}
+
+
+def _verify(image: Image, spec: ImageSpec, sink: Sink, *, jobs: int, memory: int) -> None:
+    """Compare the output with the image; SinkError if they are different."""
+    from paralayer.sinks.directory import DEVICES, OWNERS, XATTRS
+    from paralayer.verify import verify as compare
+
+    prefix = {"directory": "dir"}.get(spec.format, spec.format)
+    # What the output could not get is in a warning already.
+    ignore = {what for what, lost in {"owner": OWNERS, "xattrs": XATTRS}.items() if sink.lost[lost]}
+    output = f"{prefix}:{sink.temporary}"
+    report = compare(image, output, ignore=ignore, jobs=jobs, memory=memory, newest=spec.mtime)
+    if report.only_in_a_count == sink.lost[DEVICES] and not (
+        report.only_in_b_count or report.difference_count
+    ):
+        return
+    raise SinkError(
+        spec.path or "", f"verification found {report.count} differences, such as {report.lines()[0]}"
+    )
 
 
 def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) -> ConversionResult:

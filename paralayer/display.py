@@ -9,13 +9,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from paralayer.convert import PackerProgress
+
 if TYPE_CHECKING:
-    from paralayer.convert import PackerProgress
+    from paralayer.verify import VerifyProgress
 
 _REFRESH_SECONDS = 0.1
 _BAR = 24
 _MARKS = {"started": "▸", "bytes": "▸", "indexed": "●", "finished": "✓"}
 _WAITING = "·"
+_MIB = 1 << 20
 
 
 class LiveDisplay:
@@ -36,16 +39,22 @@ class LiveDisplay:
         """End, and leave the terminal as it was."""
         self._live.stop()
 
-    def show(self, event: PackerProgress) -> None:
+    def show(self, event: PackerProgress | VerifyProgress) -> None:
         """Take an event; refresh if the last time is a while ago."""
+        if isinstance(event, PackerProgress):
+            self._note(event)
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _REFRESH_SECONDS
+            seconds = now - self._begin
+            line = self._line(seconds) if isinstance(event, PackerProgress) else _verify_line(event, seconds)
+            self._live.update(line, refresh=True)
+
+    def _note(self, event: PackerProgress) -> None:
         known = self._layers.get(event.layer)
         # A second reading counts from zero again; what was indexed stays so.
         if known is None or known.event in ("started", "bytes") or event.event == "finished":
             self._layers[event.layer] = event
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _REFRESH_SECONDS
-            self._live.update(self._line(now - self._begin), refresh=True)
 
     def _line(self, seconds: float) -> Text:
         layers = self._layers.values()
@@ -53,17 +62,29 @@ class LiveDisplay:
         total = next(iter(layers)).total
         decoded = sum(layer.decoded for layer in layers)
         part = min(1.0, read / total) if total else 1.0
-        bar = ("━" * round(part * _BAR)).ljust(_BAR, "╌")
         left = f"{seconds * (1 - part) / part:.0f} s left" if part else ""
         count = next(iter(layers)).layers
         marks = "".join(
             _MARKS[self._layers[layer].event] if layer in self._layers else _WAITING
             for layer in range(count - 1, max(-1, count - 1 - _BAR), -1)
         )
-        mib = 1 << 20
         return Text(
-            f"{bar} {part:4.0%}  {decoded / mib:.0f} MiB decoded of {read / mib:.0f}/{total / mib:.0f} MiB  "
-            f"{decoded / mib / max(seconds, 0.001):.0f} MiB/s  {left}  {marks}",
+            f"{_bar(part)}  {decoded / _MIB:.0f} MiB decoded of {read / _MIB:.0f}/{total / _MIB:.0f} MiB  "
+            f"{decoded / _MIB / max(seconds, 0.001):.0f} MiB/s  {left}  {marks}",
             no_wrap=True,
             overflow="ellipsis",
         )
+
+
+def _verify_line(event: VerifyProgress, seconds: float) -> Text:
+    part = min(1.0, event.done / event.total) if event.total else 1.0
+    side = "first" if event.side == "a" else "second"
+    return Text(
+        f"{_bar(part)}  {event.done / _MIB:.0f}/{event.total / _MIB:.0f} MiB of the {side} read  {seconds:.0f} s",
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+
+
+def _bar(part: float) -> str:
+    return ("━" * round(part * _BAR)).ljust(_BAR, "╌") + f" {part:4.0%}"

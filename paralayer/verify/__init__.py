@@ -1,0 +1,10 @@
+"""Whether two trees are the same: images, squashfs files, tar archives, directories, each against each.
+
+`tree` is what all of them are read to, by one module for each kind of source (`image`, `squashfs`, `tar`, `directory`);
+contents are hashed by jobs (`hashing`, `work`), so nothing of them is kept. `compare` is pure.
+"""
+
+from paralayer.verify.compare import Difference, VerifyReport
+from paralayer.verify.verification import VerifyProgress, verify
+
+__all__ = ["Difference", "VerifyProgress", "VerifyReport", "verify"]

@@ -1,0 +1,117 @@
+"""A squashfs file mounted, read-only, for as long as it is read. Nothing stays mounted, however this process ends.
+
+Root mounts through a loop device, in a mount namespace that belongs to a process of its own. It waits for the end of
+its standard input, which the kernel closes at the latest when we are gone; with it the namespace goes, and with that
+the mount and the loop device. Nobody else ever sees the mount, so it can lie over a directory that is there anyway;
+it is reached through /proc/PID/root.
+
+Other users mount with squashfuse, which ends when we do (PR_SET_PDEATHSIG, by setpriv), and unmounts when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from paralayer.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOOP = """
+mount -t squashfs -o loop,ro,nosuid,nodev,noexec -- "$1" "$2" || exit 1
+cd / && echo mounted && exec cat
+"""
+_PATIENCE = 10  # seconds that a process gets to end by itself
+
+
+@contextmanager
+def mounted(path: str, where: str) -> Iterator[str]:
+    """Yield the directory at which the file at `path` is mounted. `ImageError` when it cannot be."""
+    if os.geteuid() == 0:
+        with _loop(path, where) as point:
+            yield point
+    else:
+        with _squashfuse(path, where) as point:
+            yield point
+
+
+@contextmanager
+def _loop(path: str, where: str) -> Iterator[str]:
+    point = os.path.realpath(tempfile.gettempdir())
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        _LOOP,
+        "sh",
+        os.path.abspath(path),
+        point,
+    ]
+    with _process(command, where) as process:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"mounted\n":
+            raise _refused(process, where)
+        yield f"/proc/{process.pid}/root{point}"
+
+
+@contextmanager
+def _squashfuse(path: str, where: str) -> Iterator[str]:
+    for tool in ("squashfuse", "setpriv"):
+        if shutil.which(tool) is None:
+            raise ImageError(
+                where, f"cannot be mounted: {tool} is not installed, and only root mounts without it"
+            )
+    point = tempfile.mkdtemp(prefix="paralayer-mount-")
+    try:
+        command = ["setpriv", "--pdeathsig", "TERM", "squashfuse", "-f", os.path.abspath(path), point]
+        with _process(command, where) as process:
+            outside = os.stat(point).st_dev
+            while os.stat(point).st_dev == outside:
+                try:
+                    process.wait(0.01)
+                except subprocess.TimeoutExpired:
+                    continue
+                raise _refused(process, where)
+            yield point
+    finally:
+        os.rmdir(point)
+
+
+@contextmanager
+def _process(command: list[str], where: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that ends when it is told so, or killed."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise ImageError(where, f"cannot be mounted: {error.filename} is not installed") from None
+    with process:
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _refused(process: subprocess.Popen[bytes], where: str) -> ImageError:
+    assert process.stderr is not None
+    said = process.stderr.read().decode(errors="backslashreplace").split("\n")
+    return ImageError(where, f"cannot be mounted: {said[0]}")
