@@ -15,6 +15,7 @@ LAYERS = [
     ["paralayer.cli"],
     ["paralayer"],
     ["paralayer.convert", "paralayer.display"],
+    ["paralayer.verify"],
     ["paralayer.engine.conversion", "paralayer.engine.pool", "paralayer.engine.worker"],
     ["paralayer.sinks"],
     ["paralayer.engine"],

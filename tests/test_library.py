@@ -59,9 +59,10 @@ def flat(image: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_public_names() -> None:
     assert sorted(paralayer.__all__) == [
-        "ConversionResult", "DigestError", "Image", "ImageError", "ImageSpec", "InterruptedByUser", "Layer",
-        "LayerError", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform", "SinkError", "WorkerError",
-        "convert", "convert_dir", "convert_mksquashfs", "convert_squashfs", "convert_tar", "open_image",
+        "ConversionResult", "Difference", "DigestError", "Image", "ImageError", "ImageSpec", "InterruptedByUser", "Layer",
+        "LayerError", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform", "SinkError", "VerifyProgress",
+        "VerifyReport", "WorkerError",
+        "convert", "convert_dir", "convert_mksquashfs", "convert_squashfs", "convert_tar", "open_image", "verify",
     ]  # fmt: skip
     assert all(hasattr(paralayer, name) for name in paralayer.__all__)
 

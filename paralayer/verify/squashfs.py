@@ -27,16 +27,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from PySquashfsImage import SquashFsImage  # type: ignore[import-untyped]
-from PySquashfsImage.const import (  # type: ignore[import-untyped]
+from PySquashfsImage import SquashFsImage
+from PySquashfsImage.const import (
     SQUASHFS_INVALID_BLK,
     SQUASHFS_INVALID_XATTR,
     SQUASHFS_METADATA_SIZE,
     Compression,
     Type,
 )
-from PySquashfsImage.file import filetype  # type: ignore[import-untyped]
-from PySquashfsImage.structure import XattrId, XattrTable  # type: ignore[import-untyped]
+from PySquashfsImage.file import filetype
+from PySquashfsImage.structure import XattrId, XattrTable
 
 from paralayer.engine.jobs import Finished, Run
 from paralayer.errors import ImageError, quote
