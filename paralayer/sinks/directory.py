@@ -104,7 +104,7 @@ class WritePart:
         yield Finished(Counter[str]())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Part:
     """See `SinkJob`."""
 
@@ -115,7 +115,7 @@ class _Part:
     placed: _DirectoryBatch
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _DirectoryBatch:
     """A placed batch: the first `index` rows, and `done` bytes of the next one, are in jobs."""
 

@@ -51,7 +51,7 @@ class _Extent:
     length: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _TarBatch:
     """A placed batch and how far it is written: the first `index` entries and `done` bytes of the next one's data."""
 

@@ -40,33 +40,27 @@ _FRAGMENT = np.dtype([("start", "<u8"), ("size", "<u4"), ("unused", "<u4")])
 BEHIND_BLOCKS = -1
 
 
-@dataclass(slots=True)
-class FilePart:
-    """A part of a file, in a `Part`: `blocks` data blocks, and a tail end of `tail` bytes.
-
-    That is at `tail_at` of the stream, or `BEHIND_BLOCKS` in the part's memfd, as the only one there. Tail ends of files
-    of one `kind` compress better together.
-    """
-
-    entry: int
-    kind: bytes
-    size: int  # of the whole file
-    last: bool  # part of the file
-    blocks: int
-    tail: int
-    tail_at: int
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """What one job packs of the files of a layer. See `SinkJob`; `fds[0]` is the memfd with the blocks."""
+    """What one job packs of the files of a layer. See `SinkJob`; `fds[0]` is the memfd with the blocks.
+
+    An item for each file: it has so many data blocks here and a tail end of so many bytes, at some place of the stream,
+    or `BEHIND_BLOCKS` in the memfd, as the only one. Tail ends of one kind of files compress better together.
+    """
 
     job: Job
     layer: int
     begin: int | None
     fds: Sequence[int]
     stream_fd: int
-    files: list[FilePart]
+    entries: NDArray[np.int64]
+    kinds: list[bytes]
+    sizes: list[int]  # of whole files
+    blocks: list[int]
+    tails: NDArray[np.int64]
+    tails_at: NDArray[np.int64]
+    goes_on: bool
+    """The last file is not complete; then it is the only one."""
     words: Sequence[int] | None = None  # None: not packed yet
     digests: bytes = b""
     holes: frozenset[int] = (
@@ -79,7 +73,7 @@ class Part:
     at: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class FragmentGroup:
     """Fragment blocks that one job packs. See `SinkJob`; `fds[0]` is the memfd with the blocks."""
 
@@ -110,7 +104,7 @@ class _Open:
     number: int  # in the fragment table
     size: int = 0
     carried: bytearray = field(default_factory=bytearray)
-    tails: array[int] = field(default_factory=lambda: array("q"))  # offset, length; again and again
+    tails: list[int] = field(default_factory=list)  # numbers of files
 
 
 class Placement:
@@ -171,7 +165,7 @@ class Placement:
         """Write what is left of fragment blocks, when all parts are placed."""
         assert not self._parts
         if self._open:
-            group = self._group(0, list(self._open.values()))
+            group = self._group(None, list(self._open.values()))
             self._open.clear()
             for event in group.job.run([*group.fds, *group.fds]):
                 assert isinstance(event, Finished)
@@ -212,39 +206,41 @@ class Placement:
 
     def _place(self, part: Part) -> bool:
         """Place the files of a part; return whether all are, or a fragment block has to be waited for."""
-        words, digests = part.words, part.digests
+        words, digests, holes = part.words, part.digests, part.holes
         assert words is not None
-        content: list[tuple[int, ...]] = []
+        kinds, tails = part.kinds, part.tails.tolist()
+        digest_size, known_tails, add_tail = self._digest_size, self._known_tails, self._add_tail
+        ends: list[tuple[int, int]] = []
+        places: list[tuple[int, ...]] = []
         begin = at = part.at  # of the blocks that are not written yet
         word, digest = part.word, part.digest
         file = self._file
         file_at = -1  # in the part, of the file that is being placed; it may have begun in another part
         complete = True
-        for index in range(part.file, len(part.files)):
-            piece = part.files[index]
-            if file is None:
-                if self._unwritten > self._lag:
-                    self._send(part, begin, at)
-                    begin = at
-                    complete = self._write_fragments()
-                    if not complete:
-                        part.file, part.word, part.digest, part.at = index, word, digest, at
-                        break
-                if piece.blocks or index in part.holes:
+        for index in range(part.file, len(tails)):
+            if file is None and self._unwritten > self._lag:
+                self._send(part, begin, at)
+                begin = at
+                complete = self._write_fragments()
+                if not complete:
+                    part.word, part.digest, part.at = word, digest, at
+                    break
+            blocks, tail = part.blocks[index], tails[index]
+            place = _NO_BLOCKS
+            if blocks or file is not None or index in holes:
+                if file is None:
                     file, file_at = _File(self.position + at - begin), at
-            tail = 0 if index in part.holes else piece.tail
-            place: tuple[int, ...] = _NO_BLOCKS
-            if file is not None:
-                stop = word + piece.blocks
-                file.words.extend(words[word:stop])
-                at += sum(each & SIZE_MASK for each in words[word:stop])
-                word = stop
-                stop = digest + piece.blocks * self._digest_size
+                own = words[word : word + blocks]
+                file.words.extend(own)
+                at += sum(each & SIZE_MASK for each in own)
+                word += blocks
+                stop = digest + blocks * digest_size
                 file.digests.append(digests[digest:stop])
                 digest = stop
-                if piece.tail > tail:
+                if index in holes:
                     file.words.append(0)
-                if not piece.last:
+                    tail = 0
+                if part.goes_on:
                     continue
                 known = self._find_blocks(file)
                 if known is None:
@@ -254,18 +250,26 @@ class Placement:
                 else:
                     self._send(part, begin, file_at)
                     begin = at
-                holes = file.words.count(0) * self._settings.block_size
-                place = (known[0], min(holes, piece.size), known[1], len(file.words))
+                hole_bytes = file.words.count(0) * self._settings.block_size
+                place = (known[0], min(hole_bytes, part.sizes[index]), known[1], len(file.words))
                 file = None
             end = _NO_TAIL
             if tail:
-                stop = digest + self._digest_size
-                end = self._add_tail(part, piece, at, digests[digest:stop])
-                digest = stop
-            content.append((piece.entry, *end, *place))
+                key = digests[digest : digest + digest_size]
+                digest += digest_size
+                end = known_tails.get(key, _NO_TAIL)
+                if end is _NO_TAIL:
+                    end = add_tail(part, kinds[index], index, tail, at)
+                    if key:
+                        known_tails[key] = end
+            ends.append(end)
+            places.append(place)
         self._file = file
-        if content:
-            self._content.append(np.array(content, np.int64))
+        first, part.file = part.file, part.file + len(ends)
+        if ends:
+            self._content.append(
+                np.column_stack((part.entries[first : part.file], np.array(ends), np.array(places)))
+            )
         if complete:
             self._send(part, begin, at)
         return complete
@@ -297,16 +301,13 @@ class Placement:
 
     # Fragments
 
-    def _add_tail(self, part: Part, piece: FilePart, at: int, key: bytes) -> tuple[int, int]:
-        """Put a tail end into the fragment block of its kind; return which it is, and the offset.
+    def _add_tail(self, part: Part, kind: bytes, file: int, size: int, at: int) -> tuple[int, int]:
+        """Put a file's tail end into the fragment block of its kind; return which it is, and the offset.
 
-        One that is there already is not put there again. `at` is where the file's blocks end in the part.
+        `at` is where the file's blocks end in the part.
         """
-        known = self._known_tails.get(key)
-        if known is not None:
-            return known
-        into = self._open.pop(piece.kind, None)
-        if into is not None and into.size + piece.tail > self._settings.block_size:
+        into = self._open.pop(kind, None)
+        if into is not None and into.size + size > self._settings.block_size:
             self._close(into)
             into = None
         if into is None:
@@ -314,16 +315,13 @@ class Placement:
                 self._close(self._open.pop(next(iter(self._open))))
             into = _Open(len(self._records))
             self._records.append((0, 0))
-        self._open[piece.kind] = into
+        self._open[kind] = into
         place = into.number, into.size
-        into.size += piece.tail
-        if piece.tail_at == BEHIND_BLOCKS:
-            self._carry(part, into)
-            into.carried += os.pread(part.fds[0], piece.tail, at)
+        into.size += size
+        if part.tails_at[file] == BEHIND_BLOCKS:
+            into.carried += os.pread(part.fds[0], size, at)
         else:
-            into.tails.extend((piece.tail_at, piece.tail))
-        if key:
-            self._known_tails[key] = place
+            into.tails.append(file)
         return place
 
     def _close(self, fragment: _Open) -> None:
@@ -335,27 +333,31 @@ class Placement:
         each = max(1, _GROUP // self._settings.block_size)
         while len(self._closed) >= each or (everything and self._closed):
             closed, self._closed = self._closed[:each], self._closed[each:]
-            groups.append(self._group(part.layer, closed))
+            groups.append(self._group(part, closed))
 
-    def _group(self, layer: int, closed: Sequence[_Open]) -> FragmentGroup:
+    def _group(self, part: Part | None, closed: Sequence[_Open]) -> FragmentGroup:
+        """Make a job of closed fragment blocks; `part` has what they do not carry."""
         fd = os.memfd_create("fragments", os.MFD_CLOEXEC)
         write_all(fd, b"".join(fragment.carried for fragment in closed))
-        tails, fragments = array("q"), array("q")
+        counts = array("q")
         for fragment in closed:
-            tails.extend(fragment.tails)
-            fragments.extend((len(fragment.carried), len(fragment.tails) // 2))
-        job = PackFragments(self._settings, fragments.tobytes(), tails.tobytes())
+            counts.extend((len(fragment.carried), len(fragment.tails)))
+        begin, tails = None, b""
+        files = [file for fragment in closed for file in fragment.tails]
+        if part is not None and files:
+            at = part.tails_at[files]
+            begin, tails = int(at.min()), np.column_stack((at, part.tails[files])).astype("<i8").tobytes()
+        job = PackFragments(self._settings, counts.tobytes(), tails)
         numbers = [fragment.number for fragment in closed]
-        group = FragmentGroup(job, layer, min(tails[::2], default=None), [fd], numbers)
+        group = FragmentGroup(job, part.layer if part is not None else 0, begin, [fd], numbers)
         self._groups.append(group)
         return group
 
     def _carry(self, part: Part, fragment: _Open) -> None:
         """Take a fragment block's tail ends out of the stream of a part."""
-        for index in range(0, len(fragment.tails), 2):
-            at, length = fragment.tails[index : index + 2]
-            fragment.carried += os.pread(part.stream_fd, length, at)
-        fragment.tails = array("q")
+        for file in fragment.tails:
+            fragment.carried += os.pread(part.stream_fd, int(part.tails[file]), int(part.tails_at[file]))
+        fragment.tails.clear()
 
     def _write_fragments(self) -> bool:
         """Write fragment blocks whose turn has come; return False if one is not packed yet."""

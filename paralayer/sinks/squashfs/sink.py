@@ -24,12 +24,12 @@ from paralayer.sinks.squashfs.compressor import Compressor
 from paralayer.sinks.squashfs.data import PackFiles, PackSparse, Settings
 from paralayer.sinks.squashfs.placement import (
     BEHIND_BLOCKS,
-    FilePart,
     FragmentGroup,
     Part,
     Placement,
     write_all,
 )
+from paralayer.sinks.squashfs.records import ends_of
 from paralayer.sinks.squashfs.superblock import Flags, Superblock
 from paralayer.sinks.squashfs.tree import Tree
 from paralayer.table import FILE
@@ -48,7 +48,7 @@ _JOB_FILES = 1024
 _JOB_BLOCKS = 2048  # with as many digests, what a message holds
 _BLOCKS_MAX = 1 << 24  # of one file: their sizes are in memory, 4 bytes each
 _PADDING = 4096
-_SUFFIX_MAX = 6
+_SUFFIX_MAX = 7  # with the dot
 _FLUSH = 32 << 20  # written bytes after which the kernel is told to begin
 
 
@@ -60,13 +60,15 @@ class _SquashfsBatch:
     needs: int | None
     until: int
     batch: Batch
-    rows: list[int]
+    rows: NDArray[np.int64]
+    entries: NDArray[np.int64]
     kinds: list[bytes]
-    first: int  # entry of row 0
-    data: list[int]
-    stored: list[int]
-    sizes: list[int]
-    sparse: list[bool]
+    data: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    ends: NDArray[np.int64]  # in the stream, of the file and all before it
+    bytes_before: NDArray[np.int64]  # of all files before, and at the end of all
+    blocks_before: NDArray[np.int64]  # likewise, tail ends counted
+    sparse: NDArray[np.int64]  # the files that are
     index: int = 0
     done: int = 0
 
@@ -115,24 +117,27 @@ class SquashfsSink:
         """See `Sink`."""
         self._tree.add(batch)
         rows = np.flatnonzero((batch.rows["kind"] == FILE) & (batch.rows["size"] > 0))
-        data, stored = batch.rows["data"][rows], batch.rows["stored"][rows]
-        sizes = batch.rows["size"][rows]
-        if (too_large := np.flatnonzero(sizes > self._options.block_size * _BLOCKS_MAX)).size:
+        data, sizes = batch.rows["data"][rows], batch.rows["size"][rows]
+        ends = data + batch.rows["stored"][rows]
+        largest = self._options.block_size * _BLOCKS_MAX
+        if (too_large := np.flatnonzero(sizes > largest)).size:
             path = batch.paths[rows[too_large[0]]]
-            want = f"at most {self._options.block_size * _BLOCKS_MAX} with these blocks"
+            want = f"at most {largest} with these blocks"
             raise SinkError(self._name, f"{quote(path)}: size", int(sizes[too_large[0]]), want)
         placed = _SquashfsBatch(
             layer=batch.layer,
             needs=int(data[0]) if len(rows) else None,
-            until=int((data + stored).max(initial=0)),
+            until=int(ends.max(initial=0)),
             batch=batch,
-            rows=rows.tolist(),
+            rows=rows,
+            entries=rows + self._entries,
             kinds=[_kind(batch.paths[row]) for row in rows.tolist()],
-            first=self._entries,
-            data=data.tolist(),
-            stored=stored.tolist(),
-            sizes=sizes.tolist(),
-            sparse=(batch.rows["sparse"][rows] > 0).tolist(),
+            data=data,
+            sizes=sizes,
+            ends=np.maximum.accumulate(ends),
+            bytes_before=ends_of(sizes),
+            blocks_before=ends_of(-(-sizes // self._options.block_size)),
+            sparse=np.flatnonzero(batch.rows["sparse"][rows]),
         )
         self._entries += len(batch.rows)
         return placed
@@ -142,61 +147,72 @@ class SquashfsSink:
         assert isinstance(placed, _SquashfsBatch)
         parts: list[Part] = []
         while self._placement.waiting < self._ahead and placed.index < len(placed.rows):
-            cut = self._cut_sparse if placed.sparse[placed.index] else self._cut
-            part = cut(placed, stream_fd, upto)
+            sparse = placed.sparse[np.searchsorted(placed.sparse, placed.index) :]
+            if len(sparse) and sparse[0] == placed.index:
+                part = self._cut_sparse(placed, stream_fd, upto)
+            else:
+                part = self._cut(placed, stream_fd, upto, int(sparse[0]) if len(sparse) else len(placed.rows))
             if part is None:
                 break
             parts.append(part)
             self._placement.add(part)
         return parts
 
-    def _cut(self, placed: _SquashfsBatch, stream_fd: int, upto: int) -> Part | None:
-        """Cut the next part out of what is there."""
-        size = self._options.block_size
-        begin = placed.data[placed.index] + placed.done
-        parts = array("q")
-        files: list[FilePart] = []
-        total = blocks_total = 0
-        while placed.index < len(placed.rows) and not placed.sparse[placed.index]:
-            at = placed.data[placed.index] + placed.done
-            whole = placed.sizes[placed.index]
-            length = whole - placed.done
-            room = min(_JOB_BYTES - total, (_JOB_BLOCKS - blocks_total) * size, upto - at)
-            last = length <= room
-            if not last:
-                length = room // size * size
-                if length <= 0:
-                    break
-            elif len(files) == _JOB_FILES:
-                break
-            blocks = length // size if self._options.fragments else -(-length // size)
-            tail = length - blocks * size if self._options.fragments else 0
-            parts.extend((at, length, blocks))
-            entry, kind = placed.first + placed.rows[placed.index], placed.kinds[placed.index]
-            files.append(FilePart(entry, kind, whole, last, blocks, tail, at + length - tail))
-            total += length
-            blocks_total += blocks
-            if last:
-                placed.index += 1
-                placed.done = 0
-            else:
-                placed.done += length
-                break
-        if not files:
-            return None
+    def _cut(self, placed: _SquashfsBatch, stream_fd: int, upto: int, stop: int) -> Part | None:
+        """Cut the next part out of what is there of the files before number `stop`: whole files, or a part of one."""
+        block_size = self._options.block_size
+        first, done = placed.index, placed.done
+        begin = int(placed.data[first]) + done
+        if not done:
+            stop = min(
+                stop,
+                first + _JOB_FILES,
+                _last(placed.bytes_before, placed.bytes_before[first] + _JOB_BYTES),
+                _last(placed.blocks_before, placed.blocks_before[first] + _JOB_BLOCKS),
+                int(np.searchsorted(placed.ends, upto, "right")),
+            )
+        complete = not done and stop > first
+        if complete:
+            placed.index = stop
+            at, lengths = placed.data[first:stop], placed.sizes[first:stop]
+        else:
+            stop = first + 1
+            left = int(placed.sizes[first]) - done
+            length = min(left, upto - begin, _JOB_BYTES, _JOB_BLOCKS * block_size)
+            complete = length == left
+            if not complete:
+                length = length // block_size * block_size
+            if length <= 0:
+                return None
+            at, lengths = np.array([begin]), np.array([length])
+            placed.index, placed.done = (stop, 0) if complete else (first, done + length)
         self._set_needs(placed)
-        job = PackFiles(self._settings, parts.tobytes())
-        fds = [os.memfd_create("blocks", os.MFD_CLOEXEC)]
-        return Part(job, placed.layer, begin, fds, stream_fd, files)
+        blocks = lengths // block_size if self._options.fragments else -(-lengths // block_size)
+        job = PackFiles(self._settings, np.column_stack((at, lengths, blocks)).astype("<i8").tobytes())
+        tails = np.maximum(lengths - blocks * block_size, 0)
+        return Part(
+            job,
+            placed.layer,
+            begin,
+            [os.memfd_create("blocks", os.MFD_CLOEXEC)],
+            stream_fd,
+            entries=placed.entries[first:stop],
+            kinds=placed.kinds[first:stop],
+            sizes=placed.sizes[first:stop].tolist(),
+            blocks=blocks.tolist(),
+            tails=tails,
+            tails_at=at + lengths - tails,
+            goes_on=not complete,
+        )
 
     def _cut_sparse(self, placed: _SquashfsBatch, stream_fd: int, upto: int) -> Part | None:
         """Cut the next part of a sparse file; `done` is of the file, holes included."""
         block_size = self._options.block_size
         index = placed.index
-        size = placed.sizes[index]
-        extents = np.array(placed.batch.extents(placed.rows[index]), np.int64).reshape(-1, 2)
+        size = int(placed.sizes[index])
+        extents = np.array(placed.batch.extents(int(placed.rows[index])), np.int64).reshape(-1, 2)
         begins, ends = extents[:, 0], extents.sum(axis=1)
-        stored = placed.data[index] + np.cumsum(extents[:, 1]) - extents[:, 1]
+        stored = int(placed.data[index]) + np.cumsum(extents[:, 1]) - extents[:, 1]
         # The part ends behind whole blocks whose content is there, at the latest where it gets too large.
         stop = min(size, placed.done + min(_JOB_BYTES, _JOB_BLOCKS * block_size))
         missing = np.flatnonzero(stored + extents[:, 1] > upto)
@@ -215,17 +231,6 @@ class SquashfsSink:
         relative = extents[first:after] - [[placed.done, 0]]
         write_all(fds[1], relative.astype("<i8").tobytes())
         job = PackSparse(self._settings, int(stored[first]) if first < after else begin, length, blocks)
-        files = [
-            FilePart(
-                placed.first + placed.rows[index],
-                placed.kinds[index],
-                size,
-                last,
-                blocks,
-                tail,
-                BEHIND_BLOCKS,
-            )
-        ]
         if last:
             placed.index += 1
             placed.done = 0
@@ -233,11 +238,24 @@ class SquashfsSink:
         else:
             placed.done = stop
             placed.needs = _stored_at(begins, ends, stored, stop)
-        return Part(job, placed.layer, begin, fds, stream_fd, files)
+        return Part(
+            job,
+            placed.layer,
+            begin,
+            fds,
+            stream_fd,
+            entries=placed.entries[index : index + 1],
+            kinds=placed.kinds[index : index + 1],
+            sizes=[size],
+            blocks=[blocks],
+            tails=np.array([tail]),
+            tails_at=np.array([BEHIND_BLOCKS]),
+            goes_on=not last,
+        )
 
     def _set_needs(self, placed: _SquashfsBatch) -> None:
         more = placed.index < len(placed.rows)
-        placed.needs = placed.data[placed.index] + placed.done if more else None
+        placed.needs = int(placed.data[placed.index]) + placed.done if more else None
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`."""
@@ -325,8 +343,13 @@ class SquashfsSink:
 
 def _kind(path: bytes) -> bytes:
     """Return the suffix of a file's name, if it is short enough to tell a kind of files."""
-    name, dot, suffix = path[path.rfind(b"/") + 1 :].rpartition(b".")
-    return suffix if name and dot and len(suffix) <= _SUFFIX_MAX else b""
+    _, dot, suffix = path[-_SUFFIX_MAX:].rpartition(b".")
+    return suffix if dot and b"/" not in suffix else b""
+
+
+def _last(before: NDArray[np.int64], bound: int) -> int:
+    """Return the number of files before which there is no more than `bound`."""
+    return int(np.searchsorted(before, bound, "right")) - 1
 
 
 def _stored_at(begins: NDArray[np.int64], ends: NDArray[np.int64], stored: NDArray[np.int64], at: int) -> int:
