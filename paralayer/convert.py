@@ -180,13 +180,9 @@ def convert(
     Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
     """
     # Imports of what loads numpy are here: a program that only wants to know our names should not wait for it.
-    from paralayer.engine.conversion import Conversion, Counts
+    from paralayer.engine.conversion import convert_layers
     from paralayer.engine.limits import default_budget, usable_cpus
-    from paralayer.engine.memory import Budget
     from paralayer.engine.peak import Peak
-    from paralayer.engine.plan import processes
-    from paralayer.engine.serial import Executor, Serial
-    from paralayer.overlay import OverturnedError
     from paralayer.survivors import Rules
 
     if jobs is not None and jobs < 1:
@@ -205,8 +201,6 @@ def convert(
     jobs = jobs or usable_cpus()
     memory = memory or default_budget()
     sizes = [layer.blob.size for layer in layers]
-    workers = processes(jobs, sizes)
-    budget = Budget(memory, max(1, workers))
     rules = Rules(newest=spec.mtime)
     _check_apart(image, spec)
     tool = _find_tool(spec)
@@ -217,42 +211,24 @@ def convert(
         peak = Peak()
         reporter = _Reporter(sizes, progress)
 
-        def run(*, early: bool) -> Counts:
-            executor: Executor = Serial()
-            if workers:
-                from paralayer.engine.pool import Pool
+        def observe(event: Event) -> None:
+            peak.sample()
+            reporter.observe(event)
+            if reporter.indexed == len(sizes):
+                clock.lap("decode", once=True)
 
-                executor = Pool(workers)
-            with executor:
-                peak.watch(executor.pids())
-
-                def observe(event: Event) -> None:
-                    peak.sample(conversion.stored)
-                    reporter.observe(event)
-                    if reporter.indexed == len(sizes):
-                        clock.lap("decode", once=True)
-
-                conversion = Conversion(
-                    layers,
-                    sink,
-                    executor,
-                    budget,
-                    rules,
-                    jobs=max(1, workers),
-                    check=check,
-                    check_diff_ids=check_diff_ids,
-                    early=early,
-                    observe=observe,
-                    finished=reporter.finished,
-                )
-                return conversion.run()
-
-        try:
-            counts = run(early=True)
-        except OverturnedError:
-            sink.restart()
-            rules.dropped.clear()
-            counts = run(early=False)
+        counts = convert_layers(
+            layers,
+            sink,
+            rules,
+            jobs=jobs,
+            memory=memory,
+            check=check,
+            check_diff_ids=check_diff_ids,
+            peak=peak,
+            observe=observe,
+            finished=reporter.finished,
+        )
         clock.lap("write")
         sink.complete()
         if verify:

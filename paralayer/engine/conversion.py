@@ -30,7 +30,8 @@ from paralayer.engine.hiding import HidingPaths
 from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted
 from paralayer.engine.memory import Budget, LayerStream
 from paralayer.engine.peek import root_entry
-from paralayer.engine.plan import next_layer
+from paralayer.engine.plan import next_layer, processes
+from paralayer.engine.serial import Serial
 from paralayer.overlay import Overlay, OverturnedError, Survivors
 from paralayer.survivors import Rules, gather, gather_root
 from paralayer.table import Length, Table
@@ -38,6 +39,7 @@ from paralayer.table import Length, Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from paralayer.engine.peak import Peak
     from paralayer.engine.serial import Executor
     from paralayer.image import Layer
     from paralayer.sinks.sink import Placed, Sink, SinkJob
@@ -83,6 +85,64 @@ class _Reading:
     def has(self, offset: int) -> bool:
         """Say whether the stream has, or will have, what is from there on."""
         return self.stream is not None and offset >= self.stream.released and not self.stale
+
+
+def convert_layers(
+    layers: Sequence[Layer],
+    sink: Sink,
+    rules: Rules,
+    *,
+    jobs: int,
+    memory: int,
+    check: bool = True,
+    check_diff_ids: bool = False,
+    peak: Peak | None = None,
+    observe: Callable[[Event], None] = lambda _: None,
+    finished: Callable[[int], None] = lambda _: None,
+) -> Counts:
+    """Convert `layers` (oldest first) into `sink`, with so many jobs and bytes of memory; the sink is to be completed.
+
+    `check` is of blob digests, `check_diff_ids` of decoded streams. `observe` gets every event of a decode job,
+    `finished` the number of a layer of which nothing is needed any more.
+    """
+    sizes = [layer.blob.size for layer in layers]
+    workers = max(1, processes(jobs, sizes))
+
+    def attempt(*, early: bool) -> Counts:
+        with open_executor(jobs, sizes) as executor:
+            conversion = Conversion(
+                layers,
+                sink,
+                executor,
+                Budget(memory, workers),
+                rules,
+                jobs=workers,
+                check=check,
+                check_diff_ids=check_diff_ids,
+                early=early,
+                observe=observe,
+                finished=finished,
+            )
+            if peak is not None:
+                peak.watch(executor.pids(), conversion.stored)
+            return conversion.run()
+
+    try:
+        return attempt(early=True)
+    except OverturnedError:
+        sink.restart()
+        rules.dropped.clear()
+        return attempt(early=False)
+
+
+def open_executor(jobs: int, sizes: Sequence[int]) -> Executor:
+    """Return what does the work on blobs, or whatever it is, of these sizes."""
+    workers = processes(jobs, sizes)
+    if not workers:
+        return Serial()
+    from paralayer.engine.pool import Pool
+
+    return Pool(workers)
 
 
 class Conversion:

@@ -21,17 +21,19 @@ class Peak:
     def __init__(self) -> None:
         self.bytes = 0
         self._processes: list[Any] = []
+        self._stored: Callable[[], int] = int
         self._next = 0.0
 
-    def watch(self, pids: Sequence[int]) -> None:
-        """Look at these workers from now on."""
+    def watch(self, pids: Sequence[int], stored: Callable[[], int]) -> None:
+        """Look at these workers from now on; `stored` returns the bytes of decoded layers."""
+        self._stored = stored
         if pids:
             import psutil
 
             self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
 
-    def sample(self, stored: Callable[[], int]) -> None:
-        """Look, unless that was done a moment ago; `stored` returns the bytes of decoded layers."""
+    def sample(self) -> None:
+        """Look, unless that was done a moment ago."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -45,7 +47,7 @@ class Peak:
                 return  # one of them is ending
         else:
             used = _largest_resident_set()
-        self.bytes = max(self.bytes, used + stored())
+        self.bytes = max(self.bytes, used + self._stored())
 
 
 def _largest_resident_set() -> int:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from paralayer.engine.jobs import Event
-    from paralayer.engine.serial import Executor
     from paralayer.verify.source import Source
     from paralayer.verify.tree import Tree
 
@@ -117,6 +116,7 @@ def _read(
 
 
 def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]) -> None:
+    from paralayer.engine.conversion import open_executor
     from paralayer.verify.work import work
 
     done = 0
@@ -126,28 +126,13 @@ def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]
         done += size
         advance(done, source.size)
 
-    with _executor(options.jobs, [source.size])[0] as executor:
+    with open_executor(options.jobs, [source.size]) as executor:
         work(source.tasks(), executor, step)
 
 
-def _executor(jobs: int, sizes: list[int]) -> tuple[Executor, int]:
-    """Return what does the work on so many bytes, and how many processes that is."""
-    from paralayer.engine.plan import processes
-    from paralayer.engine.serial import Serial
-
-    workers = processes(jobs, sizes)
-    if not workers:
-        return Serial(), 1
-    from paralayer.engine.pool import Pool
-
-    return Pool(workers), workers
-
-
 def _read_image(image: Image, options: _Options, advance: Callable[[int, int], None]) -> Tree:
-    from paralayer.engine.conversion import Conversion
+    from paralayer.engine.conversion import convert_layers
     from paralayer.engine.jobs import Finished
-    from paralayer.engine.memory import Budget
-    from paralayer.overlay import OverturnedError
     from paralayer.survivors import Rules
     from paralayer.verify.image import TreeSink
 
@@ -160,24 +145,14 @@ def _read_image(image: Image, options: _Options, advance: Callable[[int, int], N
         advance(sum(read), sum(sizes))
 
     sink = TreeSink()
-    for early in (True, False):
-        executor, workers = _executor(options.jobs, sizes)
-        try:
-            with executor:
-                Conversion(
-                    image.layers,
-                    sink,
-                    executor,
-                    Budget(options.memory, workers),
-                    Rules(newest=options.newest),
-                    jobs=workers,
-                    check=options.check,
-                    early=early,
-                    observe=observe,
-                ).run()
-            break
-        except OverturnedError:
-            assert early
-            sink.restart()
+    convert_layers(
+        image.layers,
+        sink,
+        Rules(newest=options.newest),
+        jobs=options.jobs,
+        memory=options.memory,
+        check=options.check,
+        observe=observe,
+    )
     sink.tree.warnings = image.warnings
     return sink.tree
