@@ -66,7 +66,7 @@ def stack_of(entries: int, *, orderly: bool) -> Iterator[Stack]:
             scanner.feed(b"".join(pack_headers(entry, 0) for entry in layer) + END_OF_ARCHIVE)
             scanner.finish()
             total += len(layer)
-        lengths = [(fd, scanner.table.length, scanner.orderly) for fd, scanner in tables]
+        lengths = [(fd, scanner.rows.table.length, scanner.rows.orderly) for fd, scanner in tables]
         yield Stack(tuple(lengths), total, frozenset(want))
     finally:
         for fd, _ in tables:

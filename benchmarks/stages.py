@@ -50,7 +50,7 @@ def run_stage(stage: str, layers: Sequence[Layer]) -> Done:
         if number >= 3:
             scanner.finish()
         decoded += position
-        entries += scanner.table.length.rows
+        entries += scanner.rows.table.length.rows
         blob.close()
         os.close(stream)
         os.close(table)

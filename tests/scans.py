@@ -133,7 +133,7 @@ def scan_parts(parts: Iterable[bytes | memoryview], tar: bytes, *, whole: bool =
         if whole:
             scanner.finish()
         else:
-            scanner.flush()
+            scanner.rows.flush()
         table = Table(fd, writer.length)
     finally:
         os.close(fd)
@@ -143,8 +143,8 @@ def scan_parts(parts: Iterable[bytes | memoryview], tar: bytes, *, whole: bool =
         [row_of(table, row, path, tar) for row, path in zip(rows, table.paths(), strict=True)],
         rows["parent"].tolist(),
         rows["target"].tolist(),
-        scanner.orderly,
-        scanner.orderly_rows,
+        scanner.rows.orderly,
+        scanner.rows.orderly_rows,
     )
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     ["paralayer.survivors", "paralayer.tar.writer"],
     ["paralayer.overlay"],
     ["paralayer.changeset"],
-    ["paralayer.tar.scanner"],
+    ["paralayer.tar.rows", "paralayer.tar.scanner"],
     ["paralayer.compression", "paralayer.image"],
     ["paralayer.tar"],
     ["paralayer.table"],

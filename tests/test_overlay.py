@@ -41,12 +41,12 @@ class Scanned:
             self.table = Table(fd, writer.length)
         finally:
             os.close(fd)
-        self.orderly_rows = scanner.orderly_rows
+        self.orderly_rows = scanner.rows.orderly_rows
         rows = self.table.rows
         self.entries = Entries(
             layer,
             f"layer {layer}",
-            scanner.orderly,
+            scanner.rows.orderly,
             self.table.paths(),
             rows["kind"].tolist(),
             rows["parent"].tolist(),

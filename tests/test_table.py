@@ -25,7 +25,7 @@ def test_table_grows_while_it_is_read() -> None:
         lengths = [writer.length]
         for name in b"a", b".wh..wh.x", b"b", b"c/d":
             scanner.feed(pax((b"SCHILY.xattr.user." + name, name)) + header(name, b"2", linkname=name))
-            scanner.flush()
+            scanner.rows.flush()
             lengths.append(writer.length)
         assert [length.rows for length in lengths] == [0, 1, 1, 2, 3]
         for length in lengths:

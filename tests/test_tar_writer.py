@@ -43,7 +43,7 @@ def table_of(header: bytes, layer: int = 0) -> Table:
         writer = TableWriter(fd)
         scanner = Scanner(writer, layer, f"layer {layer}")
         scanner.feed(header)
-        scanner.flush()
+        scanner.rows.flush()
         return Table(fd, writer.length)
     finally:
         os.close(fd)

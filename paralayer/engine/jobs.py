@@ -117,8 +117,8 @@ class Decode:
             def state() -> tuple[int, int, int, Length, bool]:
                 if scanner is None:
                     return self.layer, decoded, blob.position, Length(), False
-                scanner.flush()
-                return self.layer, decoded, blob.position, scanner.table.length, scanner.orderly
+                scanner.rows.flush()
+                return self.layer, decoded, blob.position, scanner.rows.table.length, scanner.rows.orderly
 
             while chunk := decoder.read():
                 if scanner is not None:

@@ -32,7 +32,7 @@ def root_entry(layer: Layer) -> Table | None:
             table = TableWriter(fd)
             scanner = Scanner(table, layer.index, "")
             scanner.feed(open_decoder(blob.read, layer.media_type, "").read()[:_ENOUGH])
-            scanner.flush()
+            scanner.rows.flush()
         finally:
             blob.close()
         first = Table(fd, table.length)
