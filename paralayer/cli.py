@@ -294,6 +294,8 @@ def verify_command(
     except ParalayerError as error:
         click.echo(f"paralayer: error: {error}", err=True)
         return _CANNOT_COMPARE
+    for warning in () if quiet else report.warnings:
+        click.echo(f"paralayer: warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     elif not quiet:

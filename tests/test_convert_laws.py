@@ -9,27 +9,21 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal, Self
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import paralayer
+from engines import UNLIMITED, Engines, run
 from images import pack_special, pax_record, write_image, write_layer
 from model import Refused, directory, fifo, file, hardlink, merge, normalised, opaque, symlink, whiteout
 from paralayer.convert import ImageSpec
-from paralayer.engine.conversion import Conversion, Counts
-from paralayer.engine.memory import Budget
-from paralayer.engine.pool import Pool
-from paralayer.engine.serial import Serial
 from paralayer.errors import LayerError
-from paralayer.image import open_image
-from paralayer.overlay import OverturnedError
 from paralayer.sinks.directory import DirectorySink
 from paralayer.sinks.tar import TarSink
-from paralayer.survivors import Rules
 from processes import CONVERT
 from processes import convert as run_convert
 from strategies import any_stacks, valid_stacks, without_refused
@@ -41,10 +35,8 @@ if TYPE_CHECKING:
 
     from images import Compression
     from model import Entry, Node
-    from paralayer.engine.serial import Executor
 
 KIB, MIB = 1 << 10, 1 << 20
-UNLIMITED = 1 << 40
 NOISE = random.Random(1).randbytes(8 * MIB)
 FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 SOME = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -55,68 +47,6 @@ def scratch() -> Iterator[str]:
     """Give a new directory in memory, for one example."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
         yield path
-
-
-class Engines:
-    """Executors that serve all examples of a test; one that an error has left is replaced."""
-
-    def __init__(self) -> None:
-        self._pools: dict[int, Pool] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @contextmanager
-    def __call__(self, jobs: int) -> Iterator[Executor]:
-        """Give an executor: for one job the serial reference, else worker processes, whatever the image's size."""
-        if jobs == 1:
-            with Serial() as serial:
-                yield serial
-            return
-        pool = self._pools.get(jobs)
-        if pool is None:
-            pool = self._pools[jobs] = self._stack.enter_context(Pool(jobs))
-        try:
-            yield pool
-        except BaseException:
-            self._pools.pop(jobs).__exit__(None, None, None)
-            raise
-
-
-def run(
-    layout: str,
-    sink: TarSink | DirectorySink,
-    engines: Engines,
-    *,
-    jobs: int = 1,
-    memory: int = UNLIMITED,
-    mtime: int | None = None,
-) -> Counts:
-    """Convert as `paralayer.convert` does, but with worker processes whatever the image's size."""
-    budget = Budget(memory, jobs)
-    rules = Rules(newest=mtime)
-    image = open_image(layout)
-
-    def attempt(*, early: bool) -> Counts:
-        with engines(jobs) as executor:
-            return Conversion(image.layers, sink, executor, budget, rules, jobs=jobs, early=early).run()
-
-    with ExitStack() as stack:
-        stack.callback(sink.close)
-        stack.callback(sink.abort)
-        try:
-            counts = attempt(early=True)
-        except OverturnedError:
-            sink.restart()
-            counts = attempt(early=False)
-        assert budget.used == 0, "all memory was given back"
-        sink.complete()
-        sink.commit()
-        return counts
 
 
 def flat(layout: str, engines: Engines, *, jobs: int = 1, memory: int = UNLIMITED) -> bytes:
@@ -293,7 +223,7 @@ def test_any_memory_gives_what_unlimited_gives(form: str) -> None:
                 results: list[Mapping[bytes, object]] = []
                 for memory, workers in zip((UNLIMITED, 1, some), jobs, strict=True):
                     sink, path = open_sink(form, f"{top}/out")
-                    counts = run(layout, sink, engines, jobs=workers, memory=memory)
+                    counts, _ = run(layout, sink, engines, jobs=workers, memory=memory)
                     second_readings += counts.second_readings
                     if form == "directory":
                         results.append(snapshot_directory(os.fsencode(path)))

@@ -5,15 +5,18 @@ its standard input, which the kernel closes at the latest when we are gone; with
 the mount and the loop device. Nobody else ever sees the mount, so it can lie over a directory that is there anyway;
 it is reached through /proc/PID/root.
 
-Other users mount with squashfuse, which ends when we do (PR_SET_PDEATHSIG, by setpriv), and unmounts when it ends.
+Other users mount with squashfuse, which ends when we do (PR_SET_PDEATHSIG, by setpriv). When it ends, however that
+comes, fusermount unmounts (`auto_unmount`). Only an empty directory can stay, and only if we are killed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -71,7 +74,8 @@ def _squashfuse(path: str, where: str) -> Iterator[str]:
             )
     point = tempfile.mkdtemp(prefix="paralayer-mount-")
     try:
-        command = ["setpriv", "--pdeathsig", "TERM", "squashfuse", "-f", os.path.abspath(path), point]
+        command = ["setpriv", "--pdeathsig", "TERM", "squashfuse", "-f"]
+        command += ["-o", "auto_unmount", os.path.abspath(path), point]
         with _process(command, where) as process:
             outside = os.stat(point).st_dev
             while os.stat(point).st_dev == outside:
@@ -82,7 +86,22 @@ def _squashfuse(path: str, where: str) -> Iterator[str]:
                 raise _refused(process, where)
             yield point
     finally:
-        os.rmdir(point)
+        _remove_mount_point(point)
+
+
+def _remove_mount_point(point: str) -> None:
+    """Remove a directory as soon as it is not mounted any more, which fusermount sees to."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            os.rmdir(point)
+        except OSError as error:
+            # With the file system's process gone, it is not connected any more until it is unmounted.
+            if error.errno not in (errno.EBUSY, errno.ENOTCONN) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class Placement:
         self._known_tails: dict[bytes, tuple[int, int]] = {}
         self._known_blocks: dict[bytes, tuple[int, int]] = {}
         self._open: dict[bytes, _Open] = {}  # by kind, the one that got a tail end last is last
-        self._closed: list[_Open] = []  # of the part that is being placed
+        self._closed: list[_Open] = []  # in no group yet
         self._groups: deque[FragmentGroup] = deque()  # in order; what is not written yet of fragment blocks
         self._unwritten = 0  # closed fragment blocks
         self._records: list[tuple[int, int]] = []  # of the fragment table: start, word
@@ -157,15 +157,16 @@ class Placement:
             for fragment in self._open.values():
                 self._carry(part, fragment)
             part.begin = None
+            self._parts.popleft()  # first: an interruption must not have `close` do it again
             _close_all(part.fds)
-            self._parts.popleft()
         return groups
 
     def finish(self) -> None:
         """Write what is left of fragment blocks, when all parts are placed."""
         assert not self._parts
         if self._open:
-            group = self._group(None, list(self._open.values()))
+            group = self._group(None, [*self._closed, *self._open.values()])
+            self._closed.clear()
             self._open.clear()
             for event in group.job.run([*group.fds, *group.fds]):
                 assert isinstance(event, Finished)
@@ -195,12 +196,10 @@ class Placement:
 
     def close(self) -> None:
         """Close all memfds."""
-        for part in self._parts:
-            _close_all(part.fds)
-        for group in self._groups:
-            _close_all(group.fds)
-        self._parts.clear()
-        self._groups.clear()
+        while self._parts:
+            _close_all(self._parts.popleft().fds)
+        while self._groups:
+            _close_all(self._groups.popleft().fds)
 
     # Parts
 
@@ -250,8 +249,11 @@ class Placement:
                 else:
                     self._send(part, begin, file_at)
                     begin = at
-                hole_bytes = file.words.count(0) * self._settings.block_size
-                place = (known[0], min(hole_bytes, part.sizes[index]), known[1], len(file.words))
+                block_size = self._settings.block_size
+                hole_bytes = file.words.count(0) * block_size
+                if not file.words[-1]:  # it may be shorter than a block
+                    hole_bytes -= max(0, len(file.words) * block_size - part.sizes[index])
+                place = (known[0], hole_bytes, known[1], len(file.words))
                 file = None
             end = _NO_TAIL
             if tail:
@@ -329,11 +331,17 @@ class Placement:
         self._unwritten += 1
 
     def _make_groups(self, part: Part, groups: list[FragmentGroup], *, everything: bool) -> None:
-        """Make jobs of closed fragment blocks."""
+        """Make jobs of closed fragment blocks; `everything`: none needs the part's stream behind it.
+
+        A few are carried on, else parts with few tail ends would make many jobs, each with a memfd.
+        """
         each = max(1, _GROUP // self._settings.block_size)
-        while len(self._closed) >= each or (everything and self._closed):
+        while len(self._closed) >= each or (everything and len(self._closed) > each // 4):
             closed, self._closed = self._closed[:each], self._closed[each:]
             groups.append(self._group(part, closed))
+        if everything:
+            for fragment in self._closed:
+                self._carry(part, fragment)
 
     def _group(self, part: Part | None, closed: Sequence[_Open]) -> FragmentGroup:
         """Make a job of closed fragment blocks; `part` has what they do not carry."""
@@ -379,8 +387,8 @@ class Placement:
         group.at += size
         group.word += 1
         if group.word == len(group.words):
-            _close_all(group.fds)
             self._groups.popleft()
+            _close_all(group.fds)
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -148,10 +148,14 @@ class SquashfsSink:
         parts: list[Part] = []
         while self._placement.waiting < self._ahead and placed.index < len(placed.rows):
             sparse = placed.sparse[np.searchsorted(placed.sparse, placed.index) :]
-            if len(sparse) and sparse[0] == placed.index:
-                part = self._cut_sparse(placed, stream_fd, upto)
-            else:
-                part = self._cut(placed, stream_fd, upto, int(sparse[0]) if len(sparse) else len(placed.rows))
+            try:
+                if len(sparse) and sparse[0] == placed.index:
+                    part = self._cut_sparse(placed, stream_fd, upto)
+                else:
+                    stop = int(sparse[0]) if len(sparse) else len(placed.rows)
+                    part = self._cut(placed, stream_fd, upto, stop)
+            except OSError as error:
+                raise self._error(error) from None
             if part is None:
                 break
             parts.append(part)
@@ -320,6 +324,7 @@ class SquashfsSink:
             tables=tables,
         )
         write_all(self._fd, head.pack() + self._compressor.options)
+        os.ftruncate(self._fd, tables.end)  # blocks that were given up may reach beyond; padding is zeros
         self.written = tables.end + (-tables.end % _PADDING if options.pad else 0)
         os.ftruncate(self._fd, self.written)
 
