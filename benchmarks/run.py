@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,21 +23,34 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.contest import JOBS, UMOCI, Contest, Format
 from benchmarks.layouts import DIRECTORY, ROOT, SHAPES, layout
 from benchmarks.measure import PARALAYER, run
+from benchmarks.squashfs import PROGRAMS, SquashfsContest
 from benchmarks.stacks import ENTRIES, merge, stack_of
 from benchmarks.stages import STAGES, Done, run_stage
+from benchmarks.survivors import ENTRIES as METADATA_ENTRIES
+from benchmarks.survivors import pack, paths_of, survivors_of
 from paralayer import open_image
+from paralayer.sinks.mksquashfs import find_mksquashfs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _FORMATS: tuple[Format, ...] = ("tar", "directory")
+_SQUASHFS = ("real", "small-files")
+"""Layouts that are converted to squashfs."""
 _LITTLE = 64 << 20
 _UMOCI_ROUNDS = 2  # it takes a minute
 _MIB = 1 << 20
+_ENTRY = 1024  # bytes of memory
+
+_CONVERSION = [
+    *("", "decoded MB", "`--jobs 1` s", "CPU s", f"`--jobs {JOBS}` s", "CPU s", "MB/s", "times as fast"),
+    *("limit s", "times the limit", "as CPU"),
+]
+_MEMORY = ["", "peak MiB", "bound MiB", "own figure MiB", "seconds", "times as long"]
 
 
 class Target(NamedTuple):
-    """What is wanted of a figure on the image as people have it; `figure` at most, or at least, `bound`."""
+    """What is wanted of a figure; `figure` at most, or at least, `bound`."""
 
     what: str
     figure: float
@@ -69,16 +83,14 @@ class Report:
                 with tempfile.TemporaryDirectory(dir=scratch) as place:
                     contest = Contest(layout(name, self.scale), format_, Path(place))
                     self._measure(contest, everything=name == "real")
-                    rows.append([f"{name} → {format_}", *_conversion(contest)])
+                    umoci = _spread(contest.seconds("umoci")) if "umoci" in contest.runs else ""
+                    rows.append([f"{name} → {format_}", *_conversion(contest), umoci])
                     if name == "real":
-                        memory += self._memory(contest)
+                        memory += self._memory(contest, contest.format)
                         self._targets(contest)
-        heads = ["", "decoded MB", "`--jobs 1` s", "CPU s", f"`--jobs {JOBS}` s", "CPU s", "MB/s"]
-        heads += ["times as fast", "limit s", "times the limit", "as CPU", "`umoci` s"]
-        self.sections += ["## Conversions", _table(heads, rows)]
+        self.sections += ["## Conversions", _table([*_CONVERSION, "`umoci` s"], rows)]
         if memory:
-            heads = ["", "peak MiB", "bound MiB", "own figure MiB", "seconds", "times as long"]
-            self.sections += ["## Memory of all processes", _table(heads, memory)]
+            self.sections += ["## Memory of all processes", _table(_MEMORY, memory)]
 
     def _measure(self, contest: Contest, *, everything: bool) -> None:
         for number in range(self.rounds):
@@ -90,18 +102,18 @@ class Report:
                 if UMOCI and contest.format == "directory" and number < _UMOCI_ROUNDS:
                     contest.measure_umoci()
 
-    def _memory(self, contest: Contest) -> list[list[str]]:
-        """Return the rows of the memory table."""
+    def _memory(self, contest: Contest, title: str, allowance: int = 0) -> list[list[str]]:
+        """Return the rows of the memory table; so many bytes are allowed for the entries."""
         rows = []
-        for title, name, options, budget in (
+        for memory, name, options, budget in (
             ("by itself", "jobs N", (), contest.result["memory"]),
             ("`--memory 64M`", "little", ("--memory", str(_LITTLE)), _LITTLE),
         ):
             peak = contest.peak(JOBS, *options)
-            bound = contest.bound(budget)
+            bound = contest.bound(budget) + allowance
             rows.append(
                 [
-                    f"{contest.format}, {title}",
+                    f"{title}, {memory}",
                     f"{peak / _MIB:.0f}",
                     f"{bound / _MIB:.0f}",
                     f"{max(contest.reported_peaks(name)) / _MIB:.0f}",
@@ -109,7 +121,7 @@ class Report:
                     f"{contest.ratio(name, 'jobs N'):.2f}",
                 ]
             )
-        self.targets.append(Target(f"{contest.format}, 64M: peak MiB", peak / _MIB, bound // _MIB))
+        self.targets.append(Target(f"{title}, 64M: peak MiB", peak / _MIB, bound // _MIB))
         return rows
 
     def _targets(self, contest: Contest) -> None:
@@ -124,6 +136,81 @@ class Report:
             self.targets.append(Target(f"{to} as fast as `umoci unpack`", faster, 6, least=True))
         longer = contest.ratio("little", "jobs N")
         self.targets.append(Target(f"{contest.format}, 64M: times as long", longer, 2))
+
+    def squashfs(self, names: Sequence[str], scratch: Path) -> None:
+        """Measure conversions to squashfs, what people do without them, and their verification."""
+        programs = {
+            name: f"mksquashfs {find_mksquashfs(name).version_text}"
+            for name in PROGRAMS
+            if shutil.which(name)
+        }
+        rows, beside, memory = [], [], []
+        for name in names:
+            title = f"{name} → squashfs"
+            _say(title)
+            with tempfile.TemporaryDirectory(dir=scratch) as place:
+                contest = SquashfsContest(layout(name, self.scale), Path(place))
+                self._measure_squashfs(contest, list(programs))
+                verify = [_spread(contest.seconds("verify")), f"{contest.ratio('verify', 'jobs N'):.2f}"]
+                rows.append([title, *_conversion(contest), *verify])
+                beside += [[title, *_beside(contest, program, programs[program])] for program in programs]
+                # What is allowed for each entry only matters where there are many.
+                allowance = 0 if name == "real" else contest.result["entries"] * _ENTRY
+                memory += self._memory(contest, title, allowance)
+                self._squashfs_targets(contest, title, programs)
+        if not rows:
+            return
+        heads = [*_CONVERSION, "`verify` s", "times the conversion"]
+        self.sections += ["## Squashfs", _table(heads, rows)]
+        if beside:
+            heads = ["", "beside", "MB", "its MB", "our size to its", "our tar into it s", "times as long"]
+            heads += ["`umoci unpack` and it s", "times as long"]
+            self.sections += ["## Squashfs beside mksquashfs", _table(heads, beside)]
+        self.sections += ["## Memory of all processes, squashfs", _table(_MEMORY, memory)]
+
+    def _measure_squashfs(self, contest: SquashfsContest, programs: Sequence[str]) -> None:
+        for number in range(self.rounds):
+            contest.measure_limit()
+            contest.measure("jobs 1", 1)
+            contest.measure_verified()
+            contest.measure("little", JOBS, "--memory", str(_LITTLE))
+            for program in programs:
+                contest.measure_piped(program)
+            if UMOCI and programs and number < _UMOCI_ROUNDS:
+                contest.measure_unpacked(programs)
+
+    def _squashfs_targets(self, contest: SquashfsContest, title: str, programs: Mapping[str, str]) -> None:
+        to = f"{title}, {JOBS} jobs: times"
+        self.targets.append(Target(f"{to} the limit", contest.ratio("jobs N", "limit"), 1.35))
+        for program, label in programs.items():
+            piped = contest.ratio(f"piped {program}", "jobs N")
+            self.targets.append(Target(f"{to} as fast as our tar into {label}", piped, 1.25, least=True))
+            if UMOCI:
+                unpacked = contest.ratio(f"unpacked {program}", "jobs N")
+                what = f"{to} as fast as `umoci unpack` and {label}"
+                self.targets.append(Target(what, unpacked, 8, least=True))
+            self.targets.append(Target(f"{title}: size to {label}'s", contest.size_ratio(program), 1))
+        self.targets.append(Target(f"{title}, 64M: times as long", contest.ratio("little", "jobs N"), 2))
+        longer = contest.ratio("verify", "jobs N")
+        self.targets.append(Target(f"{title}: verify to conversion", longer, 3))
+
+    def metadata(self) -> None:
+        """Measure the metadata of a squashfs."""
+        _say("metadata")
+        rows = []
+        for mixed in (False, True):
+            title = "layers mixed" if mixed else "layers apart"
+            survivors = survivors_of(max(4000, int(METADATA_ENTRIES * self.scale)), mixed=mixed)
+            image, each = b"", []
+            for _ in range(self.rounds):
+                started = time.process_time()
+                image = pack(survivors)
+                each.append((time.process_time() - started) / survivors.entries * 1e6)
+            assert paths_of(image) == survivors.paths
+            rows.append([title, f"{survivors.entries:,}", f"{len(image) / 1e6:.1f}", _spread(each)])
+            self.targets.append(Target(f"squashfs metadata, {title}: µs an entry", median(each), 4))
+        heads = ["", "entries", "MB", "µs an entry"]
+        self.sections += ["## Metadata of a squashfs, one process", _table(heads, rows)]
 
     def stages(self) -> None:
         """Measure what each stage of a decode job adds."""
@@ -192,13 +279,13 @@ class Report:
             f"{self.file_system}. "
             f"Medians (least..most) of {self.rounds} interleaved rounds; CPU is user and system of all processes. "
             f"The load was {os.getloadavg()[0]:.1f} at the end, ours included. The limit is the CPU of the bare codec over the blobs and of writing the output's bytes (directory: of "
-            "`tar -x` of the flat tar), over the jobs."
+            "`tar -x` of the flat tar; squashfs: of compressing the survivors' data in blocks), over the jobs."
         )
         return "\n\n".join(
             [
                 f"# {_processor()}, {JOBS} cores",
                 head,
-                "## Targets, on an image as people have it",
+                "## Targets, on an image as people have it unless another is named",
                 _table(["", "target", "is", "met"], targets),
                 *self.sections,
             ]
@@ -208,7 +295,6 @@ class Report:
 def _conversion(contest: Contest) -> list[str]:
     one, several, limit = (contest.runs[name] for name in ("jobs 1", "jobs N", "limit"))
     decoded = contest.result["bytes_decoded"] / 1e6
-    umoci = contest.runs.get("umoci")
     return [
         f"{decoded:,.0f}",
         _spread(contest.seconds("jobs 1")),
@@ -220,8 +306,16 @@ def _conversion(contest: Contest) -> list[str]:
         f"{median(each.seconds for each in limit):.2f}",
         f"{contest.ratio('jobs N', 'limit'):.2f}",
         f"{contest.cpu_ratio('jobs N', 'limit'):.2f}",
-        _spread(contest.seconds("umoci")) if umoci else "",
     ]
+
+
+def _beside(contest: SquashfsContest, program: str, label: str) -> list[str]:
+    row = [label, f"{contest.size / 1e6:.1f}", f"{contest.their_sizes[program] / 1e6:.1f}"]
+    row.append(f"{contest.size_ratio(program):.3f}")
+    for name in (f"piped {program}", f"unpacked {program}"):
+        there = name in contest.runs
+        row += [_spread(contest.seconds(name)), f"{contest.ratio(name, 'jobs N'):.2f}"] if there else ["", ""]
+    return row
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -275,8 +369,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         report.starts(Path(scratch))
         report.merges()
+        report.metadata()
         report.stages()
         report.conversions(options.layouts, Path(scratch))
+        report.squashfs([name for name in _SQUASHFS if name in options.layouts], Path(scratch))
     text = report.text(f"python -m benchmarks.run {shlex.join(sys.argv[1:])}".strip())
     print(text)
     if options.write:

@@ -271,14 +271,17 @@ def verify_command(
       paralayer verify oci:image:v1 image.squashfs
       paralayer verify --ignore times,owner rootfs/ flat.tar
     """
-    from paralayer.verify import verify
+    from paralayer.verify import IGNORABLE, verify
 
+    ignored = {what.strip() for what in ignore.split(",")} - {""}
+    if unknown := ignored - IGNORABLE:
+        raise click.UsageError(f"--ignore: got {min(unknown)!r}, want any of {', '.join(sorted(IGNORABLE))}")
     try:
         with _interrupts(), _Display(quiet=quiet or as_json) as display:
             report = verify(
                 a,
                 b,
-                ignore={what for what in ignore.split(",") if what},
+                ignore=ignored,
                 jobs=jobs,
                 memory=memory,
                 platform=platform,
@@ -287,8 +290,6 @@ def verify_command(
                 newest=mtime,
                 progress=display.show,
             )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     except InterruptedByUser:
         raise
     except ParalayerError as error:
@@ -311,7 +312,8 @@ def _spec(
     format_ = format_ or _format_of(output)
     if squashfs and format_ != "squashfs":
         name = next(iter(squashfs)).replace("_", "-")
-        raise click.UsageError(f"an option for a squashfs ({name}) does not go with a {format_}")
+        option = f"--no-{name}" if squashfs[next(iter(squashfs))] is False else f"--{name}"
+        raise click.UsageError(f"{option} is for a squashfs, not for a {format_}")
     if format_ == "tar":
         return ImageSpec.tar(None if output == "-" else output, force=force, mtime=mtime)
     if output == "-":
@@ -436,5 +438,5 @@ def main() -> NoReturn:
         # Only text that could not be printed comes here; what is left of it must not fail once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         click.echo(f"paralayer: error: standard output: {error.strerror}", err=True)
-        sys.exit(1)
+        sys.exit(_CANNOT_COMPARE if sys.argv[1:2] == ["verify"] else 1)
     sys.exit(status if isinstance(status, int) else 0)

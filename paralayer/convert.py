@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from paralayer.errors import SinkError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Format = Literal["tar", "directory", "squashfs"]
 Engine = Literal["paralayer", "mksquashfs"]
+
+_LATEST = (1 << 32) - 1  # seconds since the epoch that a squashfs can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +346,7 @@ def _find_tool(spec: ImageSpec) -> Mksquashfs | None:
         return None
     from paralayer.sinks.mksquashfs import DEFAULT, find_mksquashfs
 
-    return find_mksquashfs(spec.mksquashfs or DEFAULT)
+    return find_mksquashfs(DEFAULT if spec.mksquashfs is None else spec.mksquashfs)
 
 
 def _open_sink(spec: ImageSpec, image: Image, tool: Mksquashfs | None, jobs: int, memory: int) -> Sink:
@@ -370,7 +372,7 @@ def _open_squashfs(
     from paralayer.sinks.squashfs.options import Compression, Options
 
     compression = Compression.parse(spec.compression)
-    made = spec.mtime if spec.mtime is not None else _created(image)
+    made = min(max(0, spec.mtime), _LATEST) if spec.mtime is not None else _created(image)
     switches = {name: getattr(spec, name) for name in ("fragments", "dedup", "exports", "pad")}
     options = Options(compression, spec.block_size, time=made, **switches)
     if tool is not None:
@@ -385,10 +387,13 @@ def _open_squashfs(
 def _created(image: Image) -> int:
     """Return when an image was made, 0 if it does not say so in a way that a squashfs can hold."""
     try:
-        seconds = int(datetime.fromisoformat(image.created or "").timestamp())
+        created = datetime.fromisoformat(image.created or "")
     except ValueError:
         return 0
-    return seconds if 0 <= seconds < 1 << 32 else 0
+    if created.tzinfo is None:
+        created = created.replace(tzinfo=UTC)  # not the zone of this machine
+    seconds = int(created.timestamp())
+    return seconds if 0 <= seconds <= _LATEST else 0
 
 
 class _Clock:

@@ -357,7 +357,8 @@ class Overlay:
         Return those whose own name does not survive.
         """
         promoted = Survivors(layer, moved=True)
-        files = [file for file in self._files.values() if file.names]
+        # In the order of the layer, in which their data come.
+        files = sorted((file for file in self._files.values() if file.names), key=lambda file: file.row or 0)
         self._files = {}
         stored = dict(zip(survivors.rows, survivors.paths, strict=True)) if files else {}
         for file in files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,18 @@ class Batch:
     paths: list[bytes]
     tables: Sequence[Table | None]
     rules: Rules
+
+    def ascending(self) -> list[Batch]:
+        """Return parts, in each of which what is stored stands in the order of the stream: all, nearly always."""
+        stored = np.flatnonzero((self.rows["kind"] == FILE) & (self.rows["stored"] > 0))
+        data = self.rows["data"][stored]
+        turns = stored[1:][data[1:] < data[:-1]].tolist()
+        if not turns:
+            return [self]
+        return [
+            Batch(self.layer, self.rows[begin:end], self.paths[begin:end], self.tables, self.rules)
+            for begin, end in pairwise([0, *turns, len(self.paths)])
+        ]
 
     def linkname(self, index: int) -> bytes:
         """Return the target of a symlink."""

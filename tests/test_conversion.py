@@ -11,7 +11,7 @@ import pytest
 
 import paralayer
 from images import write_image
-from model import directory, file, hardlink, merge
+from model import directory, file, hardlink, merge, whiteout
 from trees import NOT_ON_DISK, diff, from_model, snapshot_directory, snapshot_tar
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ STACKS: dict[str, tuple[list[list[Entry]], int]] = {
     ),
     "a hidden file that a hard link keeps is read again": (
         [[directory(b"d"), *MORE, big(b"d/f", 5), hardlink(b"link", b"d/f"), *MANY[2:]], [file(b"d")]],
+        1,
+    ),
+    "files of which only links are left, the last first": (
+        [
+            [*MORE],
+            [hardlink(b"z%d" % serial, b"more%d" % serial) for serial in (5, 3, 1)],
+            [whiteout(b"more%d" % serial) for serial in (1, 3, 5)],
+        ],
+        1,
+    ),
+    "paths that come again, the last first": (
+        [[*MORE, *(big(b"more%d" % serial, serial) for serial in (4, 2))], [file(b"x/y")]],
         1,
     ),
     "a hard link into an older layer": (

@@ -430,9 +430,10 @@ class Conversion:
             if survivors.paths:
                 reading.stale = reading.stale or (survivors.moved and not reading.whole)
                 self.counts.survivors += len(survivors.paths)
-                placed = self._sink.place(gather(survivors, self._tables, self._rules))
-                reading.placed.append(placed)
-                self._order.append(placed)
+                for batch in gather(survivors, self._tables, self._rules).ascending():
+                    placed = self._sink.place(batch)
+                    reading.placed.append(placed)
+                    self._order.append(placed)
         for reading in touched:
             self._take(reading)
 

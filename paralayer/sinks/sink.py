@@ -44,7 +44,7 @@ class Sink(Protocol):
         """Take the root directory, before anything else; `explicit` when the image has an entry for it."""
 
     def place(self, batch: Batch) -> Placed:
-        """Take the next batch in output order."""
+        """Take the next batch in output order; what is stored of it stands in the order of the layer's stream."""
 
     def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
         """Take some of the data of a batch, as far as its layer is decoded: to `upto`.

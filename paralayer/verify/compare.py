@@ -93,7 +93,8 @@ class VerifyReport:
         lines += map(str, self.differences)
         if len(lines) < self.count:
             lines.append(f"... and {self.count - len(lines)} more")
-        result = f"{self.count} differences" if self.count else f"same, {self.paths_a} paths"
+        findings = "1 difference" if self.count == 1 else f"{self.count} differences"
+        result = findings if self.count else f"same, {self.paths_a} paths"
         left_out = f"; not compared: {', '.join(self.not_compared)}" if self.not_compared else ""
         return [*lines, f"{self.a}, {self.b}: {result}{left_out}"]
 

@@ -65,7 +65,7 @@ class _SquashfsBatch:
     kinds: list[bytes]
     data: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    ends: NDArray[np.int64]  # in the stream, of the file and all before it
+    ends: NDArray[np.int64]  # in the stream
     bytes_before: NDArray[np.int64]  # of all files before, and at the end of all
     blocks_before: NDArray[np.int64]  # likewise, tail ends counted
     sparse: NDArray[np.int64]  # the files that are
@@ -134,7 +134,7 @@ class SquashfsSink:
             kinds=[_kind(batch.paths[row]) for row in rows.tolist()],
             data=data,
             sizes=sizes,
-            ends=np.maximum.accumulate(ends),
+            ends=ends,
             bytes_before=ends_of(sizes),
             blocks_before=ends_of(-(-sizes // self._options.block_size)),
             sparse=np.flatnonzero(batch.rows["sparse"][rows]),
