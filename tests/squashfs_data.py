@@ -314,5 +314,6 @@ images = st.builds(
     dedup=st.sampled_from([True, True, False]),
     exports=st.booleans(),
     pad=st.booleans(),
+    time=st.sampled_from([0, 1_700_000_000, (1 << 32) - 1]),
 )
 """Options of images."""

@@ -125,12 +125,17 @@ def test_judge_sees_xattrs_that_are_large_and_shared(name: str, tmp_path: Path) 
     assert JUDGES[name].differences(image, held(merge([LARGE_XATTRS])), str(tmp_path / "scratch")) == []
 
 
-@pytest.mark.parametrize("compressor", ["gzip", "xz", "lz4", "zstd"])
-@pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES)
+@pytest.mark.parametrize(
+    ("judge", "compressor"),
+    [
+        pytest.param(judge, compressor, id=f"{judge.name}-{compressor}")
+        for judge in JUDGES.values()
+        for compressor in ("gzip", "xz", "lz4", "zstd")
+        if compressor not in judge.unknown
+    ],
+)
 def test_judge_knows_the_compressor(judge: Judge, compressor: str, tmp_path: Path) -> None:
     judge.require()
-    if compressor in judge.unknown:
-        pytest.skip(f"{judge.name} does not know {compressor}")
     entries = [file(b"text", b"again and again " * 30_000), file(b"noise", NOISE)]
     image = mksquashfs(entries, tmp_path / "image", "-comp", compressor)
     assert judge.differences(image, held(merge([entries])), str(tmp_path / "scratch")) == []

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-SOME = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 
 @contextmanager
@@ -79,7 +79,9 @@ def test_image_holds_the_tree_of_the_model(drawn: Drawn, options: Options) -> No
 
 def check_options(reader: DataReader, tree: dict[bytes, Node], options: Options) -> None:
     """Assert that an image is what was asked for: what equal files share, too."""
-    assert reader.block_size == options.block_size
+    assert (reader.block_size, reader.time) == (options.block_size, options.time)
+    said = (options.compression.name == "none", not options.fragments, options.dedup, options.exports)
+    assert said == tuple(bool(reader.flags & flag) for flag in (0x10B, 0x10, 0x40, 0x80))
     assert (reader.export_table != 0xFFFF_FFFF_FFFF_FFFF) == options.exports
     assert len(reader.image) == reader.end + (-reader.end % 4096 if options.pad else 0)
     places: dict[bytes, list[Place]] = {}
@@ -166,7 +168,7 @@ def engines() -> Iterator[Engines]:
         yield engines
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(12))
 def test_any_jobs_and_any_memory_give_the_same_bytes(seed: int, engines: Engines) -> None:
     chance = random.Random(seed)
     stack = heavy_stack(chance)
@@ -375,7 +377,7 @@ def test_interruption_anywhere_closes_nothing_twice() -> None:
     tar = write_sparse_layer(entries, ["plain", "plain", "pax"], 777)
     lines = interrupted(tar, sys.maxsize)
     assert lines > 1000
-    for number in random.Random(0).sample(range(lines), 150):
+    for number in random.Random(0).sample(range(lines), 80):
         assert interrupted(tar, number) == number
 
 

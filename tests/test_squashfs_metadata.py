@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Entry, block, char, directory, fifo, file, hardlink, symlink
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from squashfs_judges import Judge
     from squashfs_tables import Image
+
+SOME = settings(max_examples=150)
 
 ROOT = directory(b"", 0o751, uid=7, gid=8, mtime=1_700_000_000)
 COMPRESSIONS = ["zstd", "zstd:19", "gzip", "gzip:6", "xz", "lz4", "none"]
@@ -464,6 +466,7 @@ def trees(draw: st.DrawFn) -> list[Entry]:
     return [*entries[:1], *draw(st.permutations(entries[1:])), *links]
 
 
+@SOME
 @given(trees(), st.booleans(), st.booleans(), st.integers(1, 5))
 def test_any_tree_comes_out_as_it_went_in(
     entries: list[Entry], exports: bool, tails: bool, batches: int
@@ -474,6 +477,7 @@ def test_any_tree_comes_out_as_it_went_in(
     assert len(image.inodes) == len(fitting) - kinds["hardlink"]
 
 
+@SOME
 @given(trees(), st.integers(2, 5))
 def test_how_entries_are_batched_changes_nothing(entries: list[Entry], batches: int) -> None:
     fitting = [fitted(entry) for entry in entries]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from paralayer.verify.tree import Kind
 
 NAMES = ("a side", "b side")
+SOME = settings(max_examples=200)
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 paths = st.lists(st.sampled_from([b"a", b"b", b"\xff"]), min_size=1, max_size=3).map(b"/".join)
@@ -88,6 +89,7 @@ def groups(tree: Tree, among: Sequence[bytes]) -> set[frozenset[bytes]]:
     return {frozenset(group) for group in found.values()}
 
 
+@SOME
 @given(trees())
 def test_a_tree_is_the_same_as_its_copy(tree: Tree) -> None:
     report = compare(tree, copy(tree), names=NAMES)
@@ -104,6 +106,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
+@SOME
 @given(tree=trees(), data=st.data())
 def test_a_changed_inode_is_found_at_each_of_its_paths(field: str, tree: Tree, data: st.DataObject) -> None:
     changed = copy(tree)
@@ -117,6 +120,7 @@ def test_a_changed_inode_is_found_at_each_of_its_paths(field: str, tree: Tree, d
     assert not report.only_in_b
 
 
+@SOME
 @given(tree=trees(), data=st.data())
 def test_a_missing_path_changes_nothing_about_the_others(tree: Tree, data: st.DataObject) -> None:
     less = copy(tree)
@@ -128,6 +132,7 @@ def test_a_missing_path_changes_nothing_about_the_others(tree: Tree, data: st.Da
     assert compare(less, tree, names=NAMES).only_in_b == (path,)
 
 
+@SOME
 @given(trees(), trees())
 def test_links_are_told_exactly_when_the_groups_of_common_paths_differ(a: Tree, b: Tree) -> None:
     report = compare(a, b, names=NAMES)

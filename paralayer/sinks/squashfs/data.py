@@ -103,8 +103,12 @@ class PackSparse:
         packer = _Packer(self.settings, output)
         size = self.settings.block_size
         for number, at in enumerate(range(0, self.length, size)):
-            block = memoryview(bytearray(min(size, self.length - at)))
-            first, last = np.searchsorted(ends, at, "right"), np.searchsorted(begins, at + len(block))
+            stop = min(at + size, self.length)
+            first, last = np.searchsorted(ends, at, "right"), np.searchsorted(begins, stop)
+            if first >= last:
+                packer.add_hole(None if number < self.blocks else 0)
+                continue
+            block = memoryview(bytearray(stop - at))
             for begin, end, place in zip(
                 begins[first:last].tolist(),
                 ends[first:last].tolist(),
@@ -174,9 +178,7 @@ class _Packer:
     def pack(self, block: memoryview) -> None:
         """Pack a data block."""
         if _is_hole(block):
-            self._words.append(0)
-            if self._dedup:
-                self._digests.append(_HOLE_DIGEST)
+            self.add_hole(None)
             return
         stored = self.put(block)
         if self._dedup:
@@ -198,10 +200,19 @@ class _Packer:
             self._at += written
             left = left[written:]
 
+    def add_hole(self, part: int | None) -> None:
+        """Take note of a block that is a hole, or of a part whose tail end is one."""
+        if part is not None:
+            self._holes.append(part)
+            return
+        self._words.append(0)
+        if self._dedup:
+            self._digests.append(_HOLE_DIGEST)
+
     def add_tail(self, part: int, tail: memoryview) -> None:
         """Take note of a part's tail end."""
         if _is_hole(tail):
-            self._holes.append(part)
+            self.add_hole(part)
         elif self._dedup:
             self._digests.append(hashlib.sha256(tail).digest())
 
