@@ -253,12 +253,12 @@ class Conversion:
             reading = self._readings[following.layer]
             reading.jobs.append(following)
             self._packs.appendleft((reading, following))
+        if self._order:
+            self._take(self._readings[self._order[0].layer])  # the sink may have had enough until now
         for reading in self._readings:
             if reading.jobs:
                 reading.jobs = [unfinished for unfinished in reading.jobs if unfinished.begin is not None]
                 self._release(reading)
-        if self._order:
-            self._take(self._readings[self._order[0].layer])  # the sink may have had enough until now
 
     def _read(self, worker: int, reading: _Reading) -> None:
         layer = reading.layer
@@ -493,7 +493,7 @@ class Conversion:
     def _release(self, reading: _Reading) -> None:
         """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""
         stream = reading.stream
-        idle = reading.worker is None and not reading.jobs
+        idle = reading.worker is None and not reading.jobs and reading.layer.index not in self._due
         if reading.resolved and idle and not reading.placed and not reading.finished:
             reading.finished = True
             self._finished(reading.layer.index)
@@ -501,7 +501,8 @@ class Conversion:
             served = self._served(reading) if reading.window else reading.placed
             needed = [placed.needs for placed in served if placed.needs is not None]
             needed = [needs for needs in needed if reading.has(needs)]  # others need a second reading
-            if idle and (reading.window or not needed):
+            # What a window has not had when it ends is read again.
+            if idle and not any(needs < stream.decoded or not reading.window for needs in needed):
                 self._close_stream(reading)
             else:
                 bounds = needed + [job.begin for job in reading.jobs if job.begin is not None]
