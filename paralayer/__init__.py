@@ -21,6 +21,7 @@ from paralayer.errors import (
     LayerError,
     MediaTypeError,
     ParalayerError,
+    RegistryError,
     SinkError,
     WorkerError,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "PackerProgress",
     "ParalayerError",
     "Platform",
+    "RegistryError",
     "SinkError",
     "VerifyProgress",
     "VerifyReport",

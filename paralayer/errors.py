@@ -4,7 +4,8 @@
     ├── ImageError          the image, or what names it, is not as it must be
     │   ├── DigestError     stored bytes are not the ones that their descriptor names
     │   ├── MediaTypeError  a media type that is unknown, encrypted or not a layer
-    │   └── LayerError      a layer's tar stream or compression, or an entry that cannot be applied
+    │   ├── LayerError      a layer's tar stream or compression, or an entry that cannot be applied
+    │   └── RegistryError   a registry that cannot be reached, or refuses
     ├── SinkError           the output cannot be written
     ├── WorkerError         a worker process died
     └── InterruptedByUser   SIGINT or SIGTERM
@@ -64,6 +65,10 @@ class MediaTypeError(ImageError):
 
 class LayerError(ImageError):
     """A layer's tar stream or compression is broken, or an entry cannot be applied."""
+
+
+class RegistryError(ImageError):
+    """A registry cannot be reached, refuses, or answers what it must not; `where` is the host or the reference."""
 
 
 class SinkError(ParalayerError):

@@ -127,3 +127,20 @@ def test_what_is_hidden_is_there_when_it_is_needed(
     assert not diff(from_model(merge(stack)), snapshot_tar(str(output)))
     if jobs == 1:
         assert result.second_readings == again
+
+
+@pytest.mark.parametrize("format_", ["tar", "squashfs", "directory"])
+def test_an_announcement_may_end_within_what_is_hidden(tmp_path: Path, format_: str) -> None:
+    # The grant ends in the hidden file, but the scanner has seen the header behind it in the same chunk.
+    grant = (1 << 20) + 40_000
+    before = [file(b"a%d" % number, OTHER[: 127 << 10]) for number in range(8)]
+    stack = [
+        [*before, file(b"b", OTHER[:20_000]), file(b"h", LARGE[:40_000]), file(b"z", OTHER)],
+        [file(b"h")],
+    ]
+    image = write_image(str(tmp_path / "image"), stack)
+    output = tmp_path / "out"
+    spec = getattr(paralayer.ImageSpec, format_)(output)
+    result = paralayer.convert(image, spec, jobs=1, memory=4 * grant)
+    assert result.second_readings == 0
+    assert paralayer.verify(image, f"{'dir' if format_ == 'directory' else format_}:{output}").same

@@ -118,6 +118,8 @@ class Decode:
                 if scanner is None:
                     return self.layer, decoded, blob.position, Length(), False
                 scanner.rows.flush()
+                if granted is not None and not whole:
+                    os.ftruncate(stream_fd, decoded)  # readers see a hole where it ends in what is hidden
                 return self.layer, decoded, blob.position, scanner.rows.table.length, scanner.rows.orderly
 
             while chunk := decoder.read():
