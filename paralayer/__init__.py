@@ -4,6 +4,8 @@
 >>> result = paralayer.convert("oci:image:latest", paralayer.ImageSpec.squashfs("image.squashfs"))  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING, Any
+
 from paralayer.convert import (
     ConversionResult,
     ImageSpec,
@@ -23,10 +25,22 @@ from paralayer.errors import (
     ParalayerError,
     RegistryError,
     SinkError,
+    UsageError,
     WorkerError,
 )
 from paralayer.image import Image, Layer, Platform, open_image
 from paralayer.verify import Difference, VerifyProgress, VerifyReport, verify
+
+if TYPE_CHECKING:
+    from paralayer.streaming import (
+        LayerMeta,
+        LayerWriter,
+        StreamingPacker,
+        convert_dir_streaming,
+        convert_mksquashfs_streaming,
+        convert_squashfs_streaming,
+        convert_tar_streaming,
+    )
 
 __all__ = [
     "ConversionResult",
@@ -38,21 +52,38 @@ __all__ = [
     "InterruptedByUser",
     "Layer",
     "LayerError",
+    "LayerMeta",
+    "LayerWriter",
     "MediaTypeError",
     "PackerProgress",
     "ParalayerError",
     "Platform",
     "RegistryError",
     "SinkError",
+    "StreamingPacker",
+    "UsageError",
     "VerifyProgress",
     "VerifyReport",
     "WorkerError",
     "convert",
     "convert_dir",
+    "convert_dir_streaming",
     "convert_mksquashfs",
+    "convert_mksquashfs_streaming",
     "convert_squashfs",
+    "convert_squashfs_streaming",
     "convert_tar",
+    "convert_tar_streaming",
     "open_image",
     "verify",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Streaming needs asyncio, which takes as long to load as all the rest; few programs use it.
+    if name in __all__:
+        from paralayer import streaming
+
+        return getattr(streaming, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

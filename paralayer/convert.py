@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from paralayer.errors import SinkError
-from paralayer.image import Image, Platform, open_image
+from paralayer.image import Blob, Image, Platform, open_image
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.jobs import Event
     from paralayer.sinks.mksquashfs import Mksquashfs
     from paralayer.sinks.sink import Sink
@@ -181,46 +182,86 @@ def convert(
     The output appears under its name when it is complete; on any error nothing does, and what was there stays.
     Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
     """
-    # Imports of what loads numpy are here: a program that only wants to know our names should not wait for it.
+    # Imports of what loads numpy are where they are needed: who only wants to know our names should not wait for it.
+    from paralayer.engine.arrivals import Arrivals
+
+    check_limits(jobs, memory)
+    if verify and spec.path is None:
+        raise ValueError("what goes to standard output cannot be verified")
+    clock = Clock()
+    if isinstance(image, str):
+        if isinstance(platform, str):
+            platform = Platform.parse(platform)
+        image = open_image(image, platform=platform, check=check)
+    clock.lap("open")
+    for layer in image.layers:
+        if isinstance(layer.blob, Blob):
+            check_apart(layer.blob.path, spec)
+    with Arrivals.of(image.layers) as arrivals:
+        return convert_arrivals(
+            arrivals,
+            spec,
+            reference=image.reference,
+            created=image.created,
+            warnings=image.warnings,
+            jobs=jobs,
+            memory=memory,
+            check=check,
+            check_diff_ids=check_diff_ids,
+            image=image if verify else None,
+            progress=progress,
+            clock=clock,
+        )
+
+
+def check_limits(jobs: int | None, memory: int | None) -> None:
+    """Refuse what makes no sense."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: got {jobs}, want 1 or more")
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory: got {memory}, want 1 or more bytes")
+
+
+def convert_arrivals(
+    arrivals: Arrivals,
+    spec: ImageSpec,
+    *,
+    reference: str,
+    created: str | None,
+    warnings: tuple[str, ...],
+    jobs: int | None,
+    memory: int | None,
+    check: bool,
+    check_diff_ids: bool,
+    image: Image | None,
+    progress: Callable[[PackerProgress], None] | None,
+    clock: Clock,
+) -> ConversionResult:
+    """Convert layers as they arrive; what comes out is compared with `image`, if there is one. See `convert`."""
     from paralayer.engine.conversion import convert_layers
     from paralayer.engine.limits import default_budget, usable_cpus
     from paralayer.engine.peak import Peak
     from paralayer.survivors import Rules
 
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs: got {jobs}, want 1 or more")
-    if memory is not None and memory < 1:
-        raise ValueError(f"memory: got {memory}, want 1 or more bytes")
-    if verify and spec.path is None:
-        raise ValueError("what goes to standard output cannot be verified")
-    clock = _Clock()
-    if isinstance(image, str):
-        if isinstance(platform, str):
-            platform = Platform.parse(platform)
-        image = open_image(image, platform=platform, check=check)
-    layers = image.layers
-    clock.lap("open")
     jobs = jobs or usable_cpus()
     memory = memory or default_budget()
-    sizes = [layer.blob.size for layer in layers]
     rules = Rules(newest=spec.mtime)
-    _check_apart(image, spec)
     tool = _find_tool(spec)
     with ExitStack() as stack:
         with _undisturbed():
-            sink = _open_sink(spec, image, tool, jobs, memory)
+            sink = _open_sink(spec, created, tool, jobs, memory)
             stack.callback(_close, sink)
         peak = Peak()
-        reporter = _Reporter(sizes, progress)
+        reporter = _Reporter(arrivals.sizes, progress)
 
         def observe(event: Event) -> None:
             peak.sample()
             reporter.observe(event)
-            if reporter.indexed == len(sizes):
+            if reporter.indexed == arrivals.count:
                 clock.lap("decode", once=True)
 
         counts = convert_layers(
-            layers,
+            arrivals,
             sink,
             rules,
             jobs=jobs,
@@ -233,20 +274,20 @@ def convert(
         )
         clock.lap("write")
         sink.complete()
-        if verify:
+        if image is not None:
             clock.lap("complete")
             _verify(image, spec, sink, jobs=jobs, memory=memory)
             clock.lap("verify")
         sink.commit()
         clock.lap("commit")
         return ConversionResult(
-            image=image.reference,
+            image=reference,
             output=spec.path or "-",
             format=spec.format,
-            layers=len(layers),
+            layers=arrivals.count,
             entries=counts.entries,
             survivors=counts.survivors,
-            bytes_read=sum(sizes),
+            bytes_read=sum(size or 0 for size in arrivals.sizes),
             bytes_decoded=counts.decoded,
             bytes_written=sink.written,
             second_readings=counts.second_readings,
@@ -254,7 +295,7 @@ def convert(
             memory=memory,
             peak_memory=peak.bytes,
             seconds=clock.seconds(),
-            warnings=(*image.warnings, *_left_out(rules.dropped + sink.lost)),
+            warnings=(*warnings, *_left_out(rules.dropped + sink.lost)),
         )
 
 
@@ -331,14 +372,13 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check_apart(image: Image, spec: ImageSpec) -> None:
-    """Refuse to replace what the image is in."""
+def check_apart(path: str, spec: ImageSpec) -> None:
+    """Refuse to replace what a layer is in."""
     if spec.path is None or not os.path.exists(spec.path):
         return
     output = os.path.realpath(spec.path)
-    for layer in image.layers:
-        if os.path.commonpath([output, os.path.realpath(layer.blob.path)]) == output:
-            raise SinkError(spec.path, "the image is in it")
+    if os.path.commonpath([output, os.path.realpath(path)]) == output:
+        raise SinkError(spec.path, "the image is in it")
 
 
 def _find_tool(spec: ImageSpec) -> Mksquashfs | None:
@@ -349,7 +389,7 @@ def _find_tool(spec: ImageSpec) -> Mksquashfs | None:
     return find_mksquashfs(DEFAULT if spec.mksquashfs is None else spec.mksquashfs)
 
 
-def _open_sink(spec: ImageSpec, image: Image, tool: Mksquashfs | None, jobs: int, memory: int) -> Sink:
+def _open_sink(spec: ImageSpec, created: str | None, tool: Mksquashfs | None, jobs: int, memory: int) -> Sink:
     try:
         if spec.format == "tar":
             from paralayer.sinks.tar import TarSink
@@ -361,18 +401,18 @@ def _open_sink(spec: ImageSpec, image: Image, tool: Mksquashfs | None, jobs: int
             from paralayer.sinks.directory import DirectorySink
 
             return DirectorySink(spec.path, replace=spec.force)
-        return _open_squashfs(spec, spec.path, image, tool, jobs, memory)
+        return _open_squashfs(spec, spec.path, created, tool, jobs, memory)
     except OSError as error:
         raise SinkError(spec.path or "standard output", error.strerror or "cannot be written") from None
 
 
 def _open_squashfs(
-    spec: ImageSpec, path: str, image: Image, tool: Mksquashfs | None, jobs: int, memory: int
+    spec: ImageSpec, path: str, created: str | None, tool: Mksquashfs | None, jobs: int, memory: int
 ) -> Sink:
     from paralayer.sinks.squashfs.options import Compression, Options
 
     compression = Compression.parse(spec.compression)
-    made = min(max(0, spec.mtime), _LATEST) if spec.mtime is not None else _created(image)
+    made = min(max(0, spec.mtime), _LATEST) if spec.mtime is not None else _parse_created(created)
     switches = {name: getattr(spec, name) for name in ("fragments", "dedup", "exports", "pad")}
     options = Options(compression, spec.block_size, time=made, **switches)
     if tool is not None:
@@ -384,10 +424,10 @@ def _open_squashfs(
     return SquashfsSink(path, options, jobs=jobs, replace=spec.force)
 
 
-def _created(image: Image) -> int:
+def _parse_created(text: str | None) -> int:
     """Return when an image was made, 0 if it does not say so in a way that a squashfs can hold."""
     try:
-        created = datetime.fromisoformat(image.created or "")
+        created = datetime.fromisoformat(text or "")
     except ValueError:
         return 0
     if created.tzinfo is None:
@@ -396,7 +436,7 @@ def _created(image: Image) -> int:
     return seconds if 0 <= seconds <= _LATEST else 0
 
 
-class _Clock:
+class Clock:
     """Seconds per phase."""
 
     def __init__(self) -> None:
@@ -420,8 +460,10 @@ class _Clock:
 class _Reporter:
     """Turns the engine's events into those of the interface."""
 
-    def __init__(self, sizes: list[int], progress: Callable[[PackerProgress], None] | None) -> None:
-        self._sizes = sizes
+    def __init__(
+        self, sizes: Sequence[int | None], progress: Callable[[PackerProgress], None] | None
+    ) -> None:
+        self._sizes = sizes  # more of them are known as layers arrive
         self._indexed: set[int] = set()  # also when the output starts over: events are for the first time
         self._progress = progress
         self._last: dict[int, PackerProgress] = {}
@@ -457,7 +499,8 @@ class _Reporter:
         self, event: Literal["started", "bytes", "indexed", "finished"], layer: int, read: int, decoded: int
     ) -> None:
         assert self._progress is not None
+        size, total = max(read, self._sizes[layer] or 0), sum(size or 0 for size in self._sizes)
         self._last[layer] = PackerProgress(
-            event, layer, read, self._sizes[layer], decoded, len(self._sizes), sum(self._sizes)
+            event, layer, read, size, decoded, len(self._sizes), max(size, total)
         )
         self._progress(self._last[layer])

@@ -8,6 +8,7 @@
     │   └── RegistryError   a registry that cannot be reached, or refuses
     ├── SinkError           the output cannot be written
     ├── WorkerError         a worker process died
+    ├── UsageError          a call that makes no sense where it stands; a ValueError as well
     └── InterruptedByUser   SIGINT or SIGTERM
 
 The message is always ``where: what: got X, want Y``; `got` and `want` may be absent. Errors cross process
@@ -77,6 +78,10 @@ class SinkError(ParalayerError):
 
 class WorkerError(ParalayerError):
     """A worker process died."""
+
+
+class UsageError(ParalayerError, ValueError):
+    """A call that makes no sense where it stands, such as a layer that is given twice."""
 
 
 class InterruptedByUser(ParalayerError):  # noqa: N818 - an interruption is no error of anybody's

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
+from paralayer.engine.arrivals import Arrivals
 from paralayer.engine.conversion import Conversion, Counts
 from paralayer.engine.memory import Budget
 from paralayer.engine.pool import Pool
@@ -68,8 +69,8 @@ def run(
     restarted = False
 
     def attempt(*, early: bool) -> Counts:
-        with engines(jobs) as executor:
-            return Conversion(layers, sink, executor, budget, rules, jobs=jobs, early=early).run()
+        with engines(jobs) as executor, Arrivals.of(layers) as arrivals:
+            return Conversion(arrivals, sink, executor, budget, rules, jobs=jobs, early=early).run()
 
     with ExitStack() as stack:
         stack.callback(sink.close)

@@ -14,6 +14,7 @@ LAYERS = [
     ["paralayer.__main__"],
     ["paralayer.cli"],
     ["paralayer"],
+    ["paralayer.streaming"],
     ["paralayer.convert", "paralayer.display"],
     ["paralayer.verify"],
     ["paralayer.engine.conversion", "paralayer.engine.pool", "paralayer.engine.worker"],
@@ -23,9 +24,10 @@ LAYERS = [
     ["paralayer.overlay"],
     ["paralayer.changeset"],
     ["paralayer.tar.rows", "paralayer.tar.scanner"],
-    ["paralayer.compression", "paralayer.image"],
+    ["paralayer.compression", "paralayer.image", "paralayer.registry"],
     ["paralayer.tar"],
     ["paralayer.table"],
+    ["paralayer.growing"],
     ["paralayer.errors"],
 ]
 

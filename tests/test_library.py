@@ -60,9 +60,10 @@ def flat(image: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_public_names() -> None:
     assert sorted(paralayer.__all__) == [
         "ConversionResult", "Difference", "DigestError", "Image", "ImageError", "ImageSpec", "InterruptedByUser", "Layer",
-        "LayerError", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform", "SinkError", "VerifyProgress",
-        "VerifyReport", "WorkerError",
-        "convert", "convert_dir", "convert_mksquashfs", "convert_squashfs", "convert_tar", "open_image", "verify",
+        "LayerError", "LayerMeta", "LayerWriter", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform",
+        "RegistryError", "SinkError", "StreamingPacker", "UsageError", "VerifyProgress", "VerifyReport", "WorkerError",
+        "convert", "convert_dir", "convert_dir_streaming", "convert_mksquashfs", "convert_mksquashfs_streaming",
+        "convert_squashfs", "convert_squashfs_streaming", "convert_tar", "convert_tar_streaming", "open_image", "verify",
     ]  # fmt: skip
     assert all(hasattr(paralayer, name) for name in paralayer.__all__)
 

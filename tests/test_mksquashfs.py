@@ -22,6 +22,7 @@ import pytest
 from images import build_with_umoci, write_image
 from model import block, char, directory, fifo, file, hardlink, merge, symlink, whiteout
 from paralayer import open_image
+from paralayer.engine.arrivals import Arrivals
 from paralayer.engine.conversion import Conversion
 from paralayer.engine.memory import Budget
 from paralayer.engine.pool import Pool
@@ -115,9 +116,9 @@ def converted(
     rules = Rules(newest)
     sink = MksquashfsSink(str(output), tool, options(**changes), jobs=jobs, memory=memory)
     try:
-        with Pool(workers) if workers else Serial() as executor:
+        with Pool(workers) if workers else Serial() as executor, Arrivals.of(layers) as arrivals:
             decoders = max(1, workers)
-            Conversion(layers, sink, executor, Budget(64 * MIB, decoders), rules, jobs=decoders).run()
+            Conversion(arrivals, sink, executor, Budget(64 * MIB, decoders), rules, jobs=decoders).run()
         sink.complete()
         sink.commit()
         yield sink

@@ -10,10 +10,11 @@ released behind it. The rules of memory:
 - Any other layer that finds no room drops what it has and goes on indexing only. When it is resolved, and something
   of it survives, it is read a second time, through a window like the frontier's. (A sink that is ordered takes one
   layer at a time; only the one whose turn it is, is read again.)
+- A layer that is still growing rather waits than drops, as long as the frontier gets on: whoever fills it is held back.
 
 Nothing of this changes the output, only when its bytes are written. Two things are taken for granted while output
 flows early: that the frontier stays orderly enough (see `paralayer.overlay`), and that the root's entry is where a
-look at the layers' beginnings found it. When either turns out wrong, OverturnedError: then do it once more with a
+look at the layers' beginnings found it (only a sink that needs the root first). When either turns out wrong, OverturnedError: then do it once more with a
 sink that has forgotten everything, without `early`. An ordered sink cannot forget; for it, every layer is indexed
 before it is written, and all are before the first byte.
 """
@@ -22,16 +23,28 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import Entries
 from paralayer.engine.hiding import HidingPaths
-from paralayer.engine.jobs import Decode, Event, Finished, Indexed, MemoryWanted
+from paralayer.engine.jobs import (
+    LOOKAHEAD,
+    Arriving,
+    BytesWanted,
+    Decode,
+    Event,
+    Finished,
+    Indexed,
+    MemoryWanted,
+    Waiting,
+)
 from paralayer.engine.memory import Budget, LayerStream
-from paralayer.engine.peek import root_entry
+from paralayer.engine.peek import root_entry, root_in
 from paralayer.engine.plan import next_layer, processes
 from paralayer.engine.serial import Serial
+from paralayer.growing import Growing
+from paralayer.image import Blob
 from paralayer.overlay import Overlay, OverturnedError, Survivors
 from paralayer.survivors import Rules, gather, gather_root
 from paralayer.table import Length, Table
@@ -39,6 +52,7 @@ from paralayer.table import Length, Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.peak import Peak
     from paralayer.engine.serial import Executor
     from paralayer.image import Layer
@@ -72,7 +86,7 @@ class _Reading:
     flowed: Length = field(default_factory=Length)  # of the table, resolved already
     flowed_bytes: int = 0  # decoded by then
     orderly: bool = False  # as far as published
-    worker: int | None = None  # that decodes it now
+    job: int | None = None  # that decodes it now
     window: bool = False  # bytes are taken as they come
     identity: tuple[int, ...] | None = None
     whole: bool = True  # nothing was left out of the stream because it is hidden
@@ -82,13 +96,18 @@ class _Reading:
     resolved: bool = False  # all its survivors are placed
     finished: bool = False
 
+    @property
+    def grows(self) -> bool:
+        """Whether its blob is not all there yet."""
+        return isinstance(self.layer.blob, Growing) and not self.layer.blob.complete
+
     def has(self, offset: int) -> bool:
         """Say whether the stream has, or will have, what is from there on."""
         return self.stream is not None and offset >= self.stream.released and not self.stale
 
 
 def convert_layers(
-    layers: Sequence[Layer],
+    arrivals: Arrivals,
     sink: Sink,
     rules: Rules,
     *,
@@ -100,18 +119,17 @@ def convert_layers(
     observe: Callable[[Event], None] = lambda _: None,
     finished: Callable[[int], None] = lambda _: None,
 ) -> Counts:
-    """Convert `layers` (oldest first) into `sink`, with so many jobs and bytes of memory; the sink is to be completed.
+    """Convert the layers that arrive into `sink`, with so many jobs and bytes of memory; the sink is to be completed.
 
     `check` is of blob digests, `check_diff_ids` of decoded streams. `observe` gets every event of a decode job,
     `finished` the number of a layer of which nothing is needed any more.
     """
-    sizes = [layer.blob.size for layer in layers]
-    workers = max(1, processes(jobs, sizes))
+    workers = max(1, processes(jobs, arrivals.sizes))
 
     def attempt(*, early: bool) -> Counts:
-        with open_executor(jobs, sizes) as executor:
+        with open_executor(jobs, arrivals.sizes) as executor:
             conversion = Conversion(
-                layers,
+                arrivals,
                 sink,
                 executor,
                 Budget(memory, workers),
@@ -127,15 +145,22 @@ def convert_layers(
                 peak.watch(executor.pids(), conversion.stored)
             return conversion.run()
 
-    try:
-        return attempt(early=True)
-    except OverturnedError:
-        sink.restart()
-        rules.dropped.clear()
-        return attempt(early=False)
+    early = True
+    while True:
+        try:
+            return attempt(early=early)
+        except OverturnedError as error:
+            sink.restart()
+            rules.dropped.clear()
+            arrivals.again()
+            early = isinstance(error, _RootArrived)
 
 
-def open_executor(jobs: int, sizes: Sequence[int]) -> Executor:
+class _RootArrived(OverturnedError):  # noqa: N818 - not an error of anybody's
+    """A layer came that has the root's entry, when output had started without."""
+
+
+def open_executor(jobs: int, sizes: Sequence[int | None]) -> Executor:
     """Return what does the work on blobs, or whatever it is, of these sizes."""
     workers = processes(jobs, sizes)
     if not workers:
@@ -146,11 +171,11 @@ def open_executor(jobs: int, sizes: Sequence[int]) -> Executor:
 
 
 class Conversion:
-    """Converts `layers` (oldest first) into `sink`. `check` is of blob digests, `check_diff_ids` of decoded streams."""
+    """Converts the layers that arrive into `sink`. `check` is of blob digests, `check_diff_ids` of decoded streams."""
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        arrivals: Arrivals,
         sink: Sink,
         executor: Executor,
         budget: Budget,
@@ -164,6 +189,7 @@ class Conversion:
         finished: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.counts = Counts()
+        self._arrivals = arrivals
         self._sink = sink
         self._executor = executor
         self._budget = budget
@@ -174,72 +200,102 @@ class Conversion:
         self._early = early and sink.can_restart
         self._observe = observe
         self._finished = finished
-        self._overlay = Overlay(len(layers))
+        self._overlay = Overlay(arrivals.count)
         self._hiding = HidingPaths()
-        self._tables: list[Table | None] = [None] * len(layers)
-        self._readings = [_Reading(layer, f"layer {layer.index} ({_short(layer)})") for layer in layers]
-        self._waiting = [layer.index for layer in layers]
-        self._sizes = [layer.blob.size for layer in layers]
-        self._decoding: dict[int, _Reading] = {}  # by worker
-        self._blocked: dict[int, _Reading] = {}  # by worker: waits for memory
+        self._tables: list[Table | None] = [None] * arrivals.count
+        self._readings: dict[int, _Reading] = {}  # by layer: those that have come
+        self._waiting: list[int] = []  # layers that have come and were not begun
+        self._workers: dict[int, int] = {}  # job → worker
+        self._decoding: dict[int, _Reading] = {}  # by job
+        self._blocked: dict[int, _Reading] = {}  # by job: waits for memory
+        self._starved: dict[int, tuple[_Reading, int]] = {}  # by job: waits for so many bytes
         self._held: list[
             tuple[Survivors, bool]
         ] = []  # until the root is known; whether they complete their layer
         self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
+        self._heads: dict[int, Table | None] = {}  # by layer: the root's entry, if the layer begins with it
+        self._guessing = False  # that layers which have not come have no entry of the root
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
         self._due: dict[int, None] = {}  # layers, in this order, of whose data there may be some to take
         self._packs: deque[tuple[_Reading, SinkJob]] = deque()
-        self._packing: dict[int, tuple[_Reading, SinkJob]] = {}  # by worker
+        self._packing: dict[int, tuple[_Reading, SinkJob]] = {}  # by job
 
     def run(self) -> Counts:
         """Do it; the sink is complete but for its commit."""
+        self._executor.wake_by(self._arrivals.fd)
         try:
             self._resolve()
             while True:
+                self._arrive()
                 self._schedule()
                 self._unblock()
-                if not (self._decoding or self._packing or self._due):
+                if self._is_stuck() and self._guess_root():
+                    continue
+                if len(self._readings) == self._arrivals.count and not (
+                    self._waiting or self._decoding or self._packing or self._due
+                ):
                     break
                 # Workers first: each that waits for its next job or for memory is a core that does nothing.
                 came = self._executor.wait(block=not self._due)
                 if came is not None:
                     self._handle(*came)
-                else:
+                elif self._due:
                     self._take_some()
         finally:
-            for reading in self._readings:
+            self._executor.wake_by(None)
+            for reading in self._readings.values():
                 self._close_stream(reading)
+                self._leave_blob(reading)
                 if reading.table_fd is not None:
                     os.close(reading.table_fd)
                     reading.table_fd = None
             self._hiding.close()
         assert self._overlay.done
-        assert not any(reading.placed for reading in self._readings)
+        if not self._rooted:
+            self._give_root(self._overlay.root)
+        assert not any(reading.placed for reading in self._readings.values())
         self.counts.survivors += len(self._overlay.links)
         self._sink.links(self._overlay.links)
         return self.counts
 
     def stored(self) -> int:
         """Return the bytes in memory of decoded layers, and of what the sink has not written yet."""
-        streams = [reading.stream for reading in self._readings if reading.stream is not None]
-        return sum(stream.present for stream in streams) + self._sink.held
+        readings = self._readings.values()
+        streams = [reading.stream for reading in readings if reading.stream is not None]
+        growing = [blob for reading in readings if isinstance(blob := reading.layer.blob, Growing)]
+        return sum(part.present for part in streams) + sum(part.present for part in growing) + self._sink.held
+
+    # Layers and bytes in
+
+    def _arrive(self) -> None:
+        for layer in self._arrivals.take():
+            self._readings[layer.index] = _Reading(layer, f"layer {layer.index} ({_short(layer)})")
+            self._waiting.append(layer.index)
+            if self._guessing and self._look(layer.index) and self._heads[layer.index] is not None:
+                raise _RootArrived
+        for job, (reading, upto) in list(self._starved.items()):
+            if _growing(reading).want(upto):
+                del self._starved[job]
+                self._executor.answer(job, None)
 
     # Jobs out
 
     def _schedule(self) -> None:
-        # A decoder that waits for memory packs in the meantime; that is where memory comes from.
-        for worker in sorted(self._executor.idle | (self._blocked.keys() - self._packing.keys())):
+        # Whoever waits for memory packs in the meantime; that is where memory comes from.
+        for worker in sorted(self._executor.idle):
             if self._packs:
                 reading, job = self._packs.popleft()
-                self._packing[worker] = reading, job
                 # A job that comes without a stream needs none; any descriptor stands for it.
                 stream_fd = reading.stream.fd if reading.stream is not None else job.fds[0]
-                self._executor.submit(worker, job.job, [*job.fds, stream_fd])
-            elif worker in self._blocked:
-                continue
+                number = self._executor.submit(worker, job.job, [*job.fds, stream_fd])
+                self._packing[number] = reading, job
+            elif worker in {self._workers[job] for job in self._blocked}:
+                if self._overlay.turn in self._waiting and self._readings[self._overlay.turn].grows:
+                    self._waiting.remove(self._overlay.turn)
+                    self._read(worker, self._readings[self._overlay.turn])
             elif self._waiting:
-                layer = next_layer(self._waiting, self._sizes, self._jobs)
+                layer = next_layer(self._waiting, self._arrivals.sizes, self._jobs)
                 self._waiting.remove(layer)
                 self._read(worker, self._readings[layer])
             elif not self._due and (dropped := self._next_dropped()) is not None:
@@ -255,7 +311,7 @@ class Conversion:
             self._packs.appendleft((reading, following))
         if self._order:
             self._take(self._readings[self._order[0].layer])  # the sink may have had enough until now
-        for reading in self._readings:
+        for reading in self._readings.values():
             if reading.jobs:
                 reading.jobs = [unfinished for unfinished in reading.jobs if unfinished.begin is not None]
                 self._release(reading)
@@ -270,7 +326,7 @@ class Conversion:
             layer.index,
             reading.where,
             layer.media_type,
-            layer.blob,
+            _description(layer),
             reading.stream.granted,
             digest=layer.digest if self._check else None,
             diff_id=layer.diff_id if check_diff_id else None,
@@ -287,7 +343,7 @@ class Conversion:
             layer.index,
             reading.where,
             layer.media_type,
-            layer.blob,
+            _description(layer),
             reading.stream.granted,
             identity=reading.identity,
             until=max(placed.until for placed in self._served(reading)),
@@ -295,31 +351,47 @@ class Conversion:
         self._start(worker, reading, job, [reading.stream.fd])
 
     def _start(self, worker: int, reading: _Reading, job: Decode, fds: Sequence[int]) -> None:
-        reading.worker = worker
-        self._decoding[worker] = reading
-        self._executor.submit(worker, job, fds)
+        blob = reading.layer.blob
+        if isinstance(blob, Growing):
+            if blob.spent:
+                assert blob.again is not None
+                blob = blob.again()
+                reading.layer = replace(reading.layer, blob=blob)
+            blob.follow()
+            fds = [fds[0], blob.fd, blob.state_fd, *fds[1:]]
+        number = self._executor.submit(worker, job, fds)
+        reading.job = number
+        self._workers[number] = worker
+        self._decoding[number] = reading
 
     def _next_dropped(self) -> _Reading | None:
         """Return the next layer that must be read again, and can be."""
-        for reading in reversed(self._readings):
-            if reading.stream is None and reading.worker is None and self._takers(reading):
+        for _, reading in sorted(self._readings.items(), reverse=True):
+            if reading.job is not None or not self._takers(reading):
+                continue
+            if reading.window and not reading.jobs and not self._packing:
+                self._close_stream(reading)  # it ended short of what is needed now, and that is not coming
+            if reading.stream is None:
                 return reading
         return None
 
     # Events in
 
-    def _handle(self, worker: int, event: Event) -> None:
-        if worker in self._packing:
-            _, job = self._packing.pop(worker)
+    def _handle(self, job: int, event: Event) -> None:
+        if job in self._packing:
+            _, pack = self._packing.pop(job)
             assert isinstance(event, Finished)
-            self._pack_finished(job, event)
+            self._pack_finished(pack, event)
             return
-        reading = self._decoding[worker]
+        reading = self._decoding[job]
         if isinstance(event, Finished):
-            del self._decoding[worker]
-            reading.worker = None
+            del self._decoding[job], self._workers[job]
+            reading.job = None
+            self._leave_blob(reading)
             self._release(reading)
             return
+        if isinstance(reading.layer.blob, Growing):
+            reading.layer.blob.consume(event.read)
         if reading.stream is not None:
             reading.stream.decoded = event.decoded
         self._observe(event)
@@ -332,11 +404,14 @@ class Conversion:
             reading.window = (
                 reading.window and reading.orderly
             )  # else what comes is not resolved before its end
-            self._flow(reading, now=isinstance(event, MemoryWanted))
+            self._flow(reading, now=isinstance(event, Waiting))
         if reading.window:
             self._take(reading)
         if isinstance(event, MemoryWanted):
-            self._blocked[worker] = reading
+            self._blocked[job] = reading
+        elif isinstance(event, BytesWanted):
+            self._starved[job] = reading, event.upto
+            self._arrivals.wake()
 
     def _index(self, reading: _Reading, event: Indexed) -> None:
         index = reading.layer.index
@@ -351,6 +426,7 @@ class Conversion:
         rows = table.rows
         self.counts.entries += len(rows)
         self.counts.decoded += event.decoded
+        self._arrivals.sizes[index] = event.read
         paths, kinds = table.paths(), rows["kind"].tolist()
         if event.orderly:
             self._hiding.add(index, paths, kinds)
@@ -376,9 +452,9 @@ class Conversion:
         self._held.extend((survivors, True) for survivors in self._overlay.resolve())
         if self._overlay.done and self._rooted and self._overlay.root != self._root:
             raise OverturnedError
-        if (self._held or self._overlay.done) and (self._rooted or self._find_root()):
+        if (self._held or self._overlay.done) and self._has_root():
             self._place()
-        if not self._overlay.done:
+        if not self._overlay.done and self._overlay.turn in self._readings:
             self._flow(self._readings[self._overlay.turn], now=True)
 
     def _flow(self, reading: _Reading, *, now: bool) -> None:
@@ -397,26 +473,57 @@ class Conversion:
         self._tables[index] = table
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
         self._held.append((self._overlay.advance(table.paths(), kinds, parents), False))
-        if self._rooted or self._find_root():
+        if self._has_root():
             reading.window = self._is_served_next(reading)
             self._place()
             self._take(reading)
 
-    def _find_root(self) -> bool:
-        """Give the sink the root's entry, if it is known or may be guessed."""
+    def _has_root(self) -> bool:
+        """Say whether the sink has the root's entry or does not need it yet; give it, if it is known or may be guessed."""
+        if self._rooted or not self._sink.root_first:
+            return True
         root = self._overlay.root
-        table = None if root is None else self._tables[root[0]]
+        table = None
         if root is None and not self._overlay.done:
             if not self._early:
                 return False
-            for reading in reversed(self._readings):
-                table = root_entry(reading.layer)
-                if table is not None:
-                    root = reading.layer.index, 0
+            for layer in reversed(range(self._arrivals.count)):
+                if not self._look(layer):
+                    if not self._guessing:
+                        return False
+                elif (table := self._heads[layer]) is not None:
+                    root = layer, 0
                     break
+        self._give_root(root, table)
+        return True
+
+    def _give_root(self, root: tuple[int, int] | None, table: Table | None = None) -> None:
+        """Give the sink the root's entry: layer and row, of that layer's table as a rule."""
         self._root, self._rooted = root, True
+        if root is not None and table is None:
+            table = self._tables[root[0]]
         batch = gather_root(table, root[1] if root is not None else 0, self._rules)
         self._sink.root(batch, explicit=root is not None)
+
+    def _look(self, layer: int) -> bool:
+        """Look at how a layer begins, if that can be seen already."""
+        if layer in self._heads:
+            return True
+        reading = self._readings.get(layer)
+        if reading is not None and (
+            not isinstance(reading.layer.blob, Growing) or reading.layer.blob.has(LOOKAHEAD)
+        ):
+            self._heads[layer] = root_entry(reading.layer)
+        elif (head := self._arrivals.head(layer)) is not None:
+            self._heads[layer] = root_in(layer, *head)
+        return layer in self._heads
+
+    def _guess_root(self) -> bool:
+        """Let output start without looking at all layers; say whether that changes anything."""
+        if not self._held or self._guessing or self._has_root() or not self._early:
+            return False
+        self._guessing = True
+        self._resolve()
         return True
 
     def _place(self) -> None:
@@ -493,7 +600,7 @@ class Conversion:
     def _release(self, reading: _Reading) -> None:
         """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""
         stream = reading.stream
-        idle = reading.worker is None and not reading.jobs and reading.layer.index not in self._due
+        idle = reading.job is None and not reading.jobs and reading.layer.index not in self._due
         if reading.resolved and idle and not reading.placed and not reading.finished:
             reading.finished = True
             self._finished(reading.layer.index)
@@ -514,22 +621,65 @@ class Conversion:
 
     def _unblock(self) -> None:
         """Answer decoders that wait for memory, as far as there is some by now or none is to be expected."""
-        for worker, reading in list(self._blocked.items()):
+        for job, reading in list(self._blocked.items()):
             stream = reading.stream
             assert stream is not None
             if self._budget.grant(stream, essential=reading.window):
-                self._executor.answer(worker, stream.granted)
-            elif reading.window or reading.jobs or self._due or self._packs or self._packing:
+                self._executor.answer(job, stream.granted)
+            elif (
+                reading.window
+                or reading.jobs
+                or self._due
+                or self._packs
+                or self._packing
+                or (reading.grows and self._is_frontier_on_its_way())
+            ):
                 continue
+            elif self._guess_root():
+                return
             else:
                 self._close_stream(reading)
-                self._executor.answer(worker, None)
-            del self._blocked[worker]
+                self._executor.answer(job, None)
+            del self._blocked[job]
+
+    def _is_stuck(self) -> bool:
+        """Say whether nothing goes on before something arrives."""
+        return not (
+            self._due or self._packing or self._decoding.keys() - self._blocked.keys() - self._starved.keys()
+        )
+
+    def _is_frontier_on_its_way(self) -> bool:
+        """Say whether the frontier will free memory, or is yet to come."""
+        if self._overlay.done:
+            return False
+        frontier = self._readings.get(self._overlay.turn)
+        return (
+            frontier is None
+            or frontier.layer.index in self._waiting
+            or (frontier.job is not None and frontier.job not in self._blocked)
+        )
 
     def _close_stream(self, reading: _Reading) -> None:
         if reading.stream is not None:
             self._budget.free(reading.stream.close())
             reading.stream = None
+
+    def _leave_blob(self, reading: _Reading) -> None:
+        if isinstance(reading.layer.blob, Growing):
+            reading.layer.blob.leave()
+
+
+def _growing(reading: _Reading) -> Growing:
+    assert isinstance(reading.layer.blob, Growing)
+    return reading.layer.blob
+
+
+def _description(layer: Layer) -> Blob | Arriving:
+    """Return what a worker is told of a blob."""
+    if isinstance(layer.blob, Growing):
+        return Arriving()
+    assert isinstance(layer.blob, Blob)
+    return layer.blob
 
 
 def _short(layer: Layer) -> str:

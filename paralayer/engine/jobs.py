@@ -8,6 +8,8 @@ one; nothing else does the work of a job.
 from __future__ import annotations
 
 import os
+import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from paralayer.compression import open_decoder
 from paralayer.engine.hiding import Hiding
 from paralayer.errors import DigestError, ImageError
+from paralayer.growing import read_state
 from paralayer.table import Length, TableWriter
 from paralayer.tar.scanner import Scanner
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 ANNOUNCE = 16 << 20
 """Decoded bytes between two announcements of progress."""
+LOOKAHEAD = 1 << 20
+"""Bytes of a growing blob that there should be before a chunk is decoded."""
+_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,25 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryWanted(Progress):
+class Waiting(Progress):
+    """The job goes on when it is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryWanted(Waiting):
     """The grant is used up. The answer is the new grant in bytes from the start of the stream, or None: drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BytesWanted(Waiting):
+    """The blob is still growing. The answer, when it has `upto` bytes or is complete, is None."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A blob that may still grow: its descriptors come with the job, of the bytes and of their state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +101,15 @@ class Job(Protocol):
 class Decode:
     """Decode a layer into its memfd, as far as that is granted, and index it.
 
-    Descriptors: of the stream; unless this is the second reading, of the table and of what newer layers hide. The
-    second reading neither checks nor indexes again: it makes sure that the file is the one that was checked, stores
-    everything, and ends at `until`.
+    Descriptors: of the stream; of the blob if it is arriving, and of its state; unless this is the second reading, of
+    the table and of what newer layers hide. The second reading neither checks nor indexes again: it makes sure that the
+    file is the one that was checked, stores everything, and ends at `until`.
     """
 
     layer: int
     where: str
     media_type: str
-    blob: Blob
+    blob: Blob | Arriving
     granted: int
     digest: Digest | None = None  # to be checked
     diff_id: Digest | None = None  # to be checked
@@ -97,10 +120,14 @@ class Decode:
         """See `Job`."""
         stream_fd, *index_fds = fds
         granted: int | None = self.granted
-        blob = BlobReader(self.blob, self.where, self.digest)
+        blob: BlobReader
+        if isinstance(self.blob, Arriving):
+            blob = ArrivingReader(index_fds.pop(0), index_fds.pop(0), self.where, self.digest)
+        else:
+            blob = FileReader(self.blob, self.where, self.digest)
         try:
             if self.identity is not None and self.identity != blob.identity:
-                raise ImageError(self.where, f"{self.blob.path} was changed while it was converted")
+                raise ImageError(self.where, f"{blob.name} was changed while it was converted")
             diff_id = self.diff_id.hasher() if self.diff_id else None
             scanner = None
             hidden: deque[tuple[int, int]] = deque()
@@ -111,7 +138,6 @@ class Decode:
                 scanner = Scanner(TableWriter(table_fd), self.layer, self.where, hiding.hides)
                 hidden = scanner.hidden
             whole = True
-            decoder = open_decoder(blob.read, self.media_type, self.where)
             decoded = announced = 0
 
             def state() -> tuple[int, int, int, Length, bool]:
@@ -122,7 +148,14 @@ class Decode:
                     os.ftruncate(stream_fd, decoded)  # readers see a hole where it ends in what is hidden
                 return self.layer, decoded, blob.position, scanner.rows.table.length, scanner.rows.orderly
 
-            while chunk := decoder.read():
+            decoder = None
+            while True:
+                while not blob.has(LOOKAHEAD):
+                    yield BytesWanted(*state(), blob.position + LOOKAHEAD)
+                    announced = decoded
+                decoder = decoder or open_decoder(blob.read, self.media_type, self.where)
+                if not (chunk := decoder.read()):
+                    break
                 if scanner is not None:
                     scanner.feed(chunk)
                 if diff_id is not None:
@@ -163,43 +196,39 @@ class Decode:
             blob.close()
 
 
-class BlobReader:
+class BlobReader(ABC):
     """A blob as stored, read forward once; with a digest, hashed on the way."""
 
-    def __init__(self, blob: Blob, where: str, digest: Digest | None) -> None:
-        self._blob = blob
+    name: str
+    """Of what it is in, for messages."""
+    identity: tuple[int, ...]
+    """The same as long as the bytes are."""
+
+    def __init__(self, where: str, digest: Digest | None) -> None:
+        self.position = 0
         self._where = where
         self._digest = digest
         self._hash = digest.hasher() if digest else None
-        self.position = 0
-        try:
-            self._fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ImageError(where, f"{blob.path}: {error.strerror}") from None
-        stat = os.fstat(self._fd)
-        self.identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def has(self, size: int) -> bool:
+        """Say whether so many bytes can be read, or all there is, without waiting."""
+        del size
+        return True
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, none at the end of the blob."""
-        size = min(size, self._blob.size - self.position)
-        if not size:
-            return b""
-        try:
-            data = os.pread(self._fd, size, self._blob.offset + self.position)
-        except OSError as error:
-            raise ImageError(self._where, f"{self._blob.path}: {error.strerror}") from None
-        if not data:
-            raise ImageError(
-                self._where, f"{self._blob.path} was cut while it was read", self.position, self._blob.size
-            )
+        data = self._read(size)
         self.position += len(data)
         if self._hash is not None:
             self._hash.update(data)
         return data
 
+    @abstractmethod
+    def _read(self, size: int) -> bytes:
+        """Return up to `size` bytes from `position`."""
+
     def check(self) -> None:
         """Compare what was read, which is all of it, with the digest."""
-        assert self.position == self._blob.size
         if (
             self._hash is not None
             and self._digest is not None
@@ -209,8 +238,69 @@ class BlobReader:
             raise DigestError(self._where, "digest of the blob", got, self._digest)
 
     def close(self) -> None:
+        """Close what it has opened."""
+
+
+class FileReader(BlobReader):
+    """A blob that is a part of a file."""
+
+    def __init__(self, blob: Blob, where: str, digest: Digest | None) -> None:
+        super().__init__(where, digest)
+        self._blob = blob
+        self.name = blob.path
+        try:
+            self._fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(where, f"{blob.path}: {error.strerror}") from None
+        stat = os.fstat(self._fd)
+        self.identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def _read(self, size: int) -> bytes:
+        size = min(size, self._blob.size - self.position)
+        if not size:
+            return b""
+        try:
+            data = os.pread(self._fd, size, self._blob.offset + self.position)
+        except OSError as error:
+            raise ImageError(self._where, f"{self.name}: {error.strerror}") from None
+        if not data:
+            raise ImageError(
+                self._where, f"{self.name} was cut while it was read", self.position, self._blob.size
+            )
+        return data
+
+    def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+class ArrivingReader(BlobReader):
+    """A blob that may still grow; descriptors are the caller's."""
+
+    name = "what arrives"
+    identity = ()
+
+    def __init__(self, fd: int, state_fd: int, where: str, digest: Digest | None) -> None:
+        super().__init__(where, digest)
+        self._fd = fd
+        self._state_fd = state_fd
+        self._published = 0
+        self._complete = False
+
+    def has(self, size: int) -> bool:
+        """See `BlobReader`."""
+        if not self._complete and self._published - self.position < size:
+            self._published, self._complete, aborted = read_state(self._state_fd)
+            if aborted:
+                raise ImageError(self._where, "its arrival was given up")
+        return self._complete or self._published - self.position >= size
+
+    def _read(self, size: int) -> bytes:
+        # Decoders seldom use more than `LOOKAHEAD` for one chunk: where there is much that decodes to nothing.
+        parent = os.getppid()
+        while not self.has(1) and os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        return os.pread(self._fd, min(size, self._published - self.position), self.position)
 
 
 def _store(fd: int, data: memoryview, offset: int, hidden: deque[tuple[int, int]]) -> None:

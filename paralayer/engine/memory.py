@@ -10,17 +10,12 @@ dropped and read a second time, never what comes out.
 
 from __future__ import annotations
 
-import ctypes
 import os
-from typing import TYPE_CHECKING
 
 from paralayer.errors import SinkError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from paralayer.growing import punch
 
 _PAGE = os.sysconf("SC_PAGESIZE")
-_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 128 << 20
 
 
@@ -45,7 +40,10 @@ class LayerStream:
             return 0
         start, stop = self.released // _PAGE * _PAGE, upto // _PAGE * _PAGE
         if stop > start:
-            _punch(self.fd, start, stop - start)
+            try:
+                punch(self.fd, start, stop - start)
+            except OSError as error:
+                raise SinkError("memory", f"a memfd cannot be released: {error.strerror}") from None
         self.released = upto
         return freed
 
@@ -90,19 +88,3 @@ class Budget:
     def free(self, freed: int) -> None:
         """Take back what `LayerStream.release` or `.close` returned."""
         self.used -= freed
-
-
-def _load_fallocate() -> Callable[[int, int, int, int], int]:
-    function = ctypes.CDLL(None, use_errno=True).fallocate
-    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    function.restype = ctypes.c_int
-    return function
-
-
-_fallocate = _load_fallocate()
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    if _fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
-        code = ctypes.get_errno()
-        raise SinkError("memory", f"a memfd cannot be released: {os.strerror(code)}")

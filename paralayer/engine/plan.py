@@ -12,18 +12,23 @@ SMALL_IMAGE = 8 << 20
 decoding this much."""
 
 
-def processes(jobs: int, sizes: Sequence[int]) -> int:
-    """Return how many worker processes serve `jobs` for blobs of these sizes; 0: this process does the work."""
-    return 0 if jobs == 1 or sum(sizes) < SMALL_IMAGE else jobs
+def processes(jobs: int, sizes: Sequence[int | None]) -> int:
+    """Return how many worker processes serve `jobs` for blobs of these sizes; 0: this process does the work.
+
+    A size that is not known (None) is taken for a large one.
+    """
+    return (
+        0 if jobs == 1 or sum(SMALL_IMAGE if size is None else size for size in sizes) < SMALL_IMAGE else jobs
+    )
 
 
-def next_layer(waiting: Sequence[int], sizes: Sequence[int], jobs: int) -> int:
+def next_layer(waiting: Sequence[int], sizes: Sequence[int | None], jobs: int) -> int:
     """Return which of the waiting layers to decode next.
 
     That is the newest, since output goes newest-first; but a layer so large that it would still be decoding when
     all others are done goes first, as soon as that is so. When there are no more layers than jobs, all start anyway.
     """
-    largest = max(waiting, key=lambda layer: (sizes[layer], layer))
-    if len(waiting) > jobs and sizes[largest] * jobs >= sum(sizes[layer] for layer in waiting):
+    largest = max(waiting, key=lambda layer: (sizes[layer] or 0, layer))
+    if len(waiting) > jobs and (sizes[largest] or 0) * jobs >= sum(sizes[layer] or 0 for layer in waiting):
         return largest
     return max(waiting)

@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from paralayer.engine import worker as worker_process
-from paralayer.engine.jobs import Event, Finished, Job
+from paralayer.engine.jobs import Event, Finished, Job, Waiting
 from paralayer.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
+
+_WAKE = -1
 
 
 @dataclass(slots=True)
@@ -42,9 +45,10 @@ class Pool:
     def __init__(self, count: int) -> None:
         self.idle = set(range(count))
         self._workers: list[_Worker] = []
-        self._jobs = [
-            0
-        ] * count  # not finished; more than one where others are done while one waits for an answer
+        self._going = [0] * count  # jobs of each worker that do not wait
+        self._jobs: dict[int, int] = {}  # job → worker
+        self._count = 0
+        self._wake: int | None = None
         self._selector = selectors.DefaultSelector()
         self._ready: deque[int] = deque()
 
@@ -94,34 +98,52 @@ class Pool:
         finally:
             os._exit(status)
 
-    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
+    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> int:
         """See `Executor`."""
-        self.idle.discard(worker)
-        self._jobs[worker] += 1
-        self._send(worker, job, tuple(fds))
+        self._count += 1
+        self._jobs[self._count] = worker
+        self._go(worker)
+        self._send(worker, (self._count, job), tuple(fds))
+        return self._count
 
-    def answer(self, worker: int, granted: int | None) -> None:
+    def answer(self, number: int, granted: int | None) -> None:
         """See `Executor`."""
-        self._send(worker, worker_process.Answer(granted))
+        self._go(self._jobs[number])
+        self._send(self._jobs[number], (number, worker_process.Answer(granted)))
+
+    def wake_by(self, fd: int | None) -> None:
+        """See `Executor`."""
+        if self._wake is not None:
+            self._selector.unregister(self._wake)
+        if fd is not None:
+            self._selector.register(fd, selectors.EVENT_READ, _WAKE)
+        self._wake = fd
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
         while not self._ready:
-            self._ready.extend(key.data for key, _ in self._selector.select(None if block else 0))
-            if not block and not self._ready:
+            ready = [key.data for key, _ in self._selector.select(None if block else 0)]
+            self._ready.extend(worker for worker in ready if worker != _WAKE)
+            if not self._ready and (ready or not block):
                 return None
-        number = self._ready.popleft()
-        message = worker_process.receive(self._workers[number].end)
+        worker = self._ready.popleft()
+        message = worker_process.receive(self._workers[worker].end)
         if message is None:
-            raise self._death(number)
-        event = message[0]
+            raise self._death(worker)
+        number, event = message[0]
         if isinstance(event, worker_process.Failed):
             raise event.error
         if isinstance(event, Finished):
-            self._jobs[number] -= 1
-            if not self._jobs[number]:
-                self.idle.add(number)
+            del self._jobs[number]
+        if isinstance(event, Finished | Waiting):
+            self._going[worker] -= 1
+            if not self._going[worker]:
+                self.idle.add(worker)
         return number, event
+
+    def _go(self, worker: int) -> None:
+        self._going[worker] += 1
+        self.idle.discard(worker)
 
     def pids(self) -> list[int]:
         """See `Executor`."""

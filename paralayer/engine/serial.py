@@ -5,9 +5,10 @@ Whatever worker processes yield is, byte for byte, what this yields.
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Protocol, Self
 
-from paralayer.engine.jobs import Event, Finished, Job, Run
+from paralayer.engine.jobs import Event, Finished, Job, Run, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,25 +16,31 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Does jobs, several at a time. A context manager: leaving it ends whatever is still running."""
+    """Does jobs, several at a time. A context manager: leaving it ends whatever is still running.
+
+    A job that waits (for memory or for bytes) stands aside until it is answered; its worker can do others meanwhile.
+    """
 
     idle: set[int]
-    """The numbers of the workers that have nothing to do."""
+    """The numbers of the workers that do nothing, whether jobs of theirs wait or not."""
 
-    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
-        """Give a job to a worker that is idle, or does nothing because it waits for an answer.
+    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> int:
+        """Give a job to a worker that is idle; return the job's number.
 
         The descriptors may be closed when its `Finished` has come.
         """
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
-        """Return the next event of any worker: those of one come in order, and end with `Finished`.
+        """Return the next event and the number of its job: those of one come in order, and end with `Finished`.
 
-        None if there is none yet, and `block` is false.
+        None if there is none yet, and either `block` is false or what `wake_by` named has become readable.
         """
 
-    def answer(self, worker: int, granted: int | None) -> None:
-        """Answer the `MemoryWanted` of a worker, which waits for it."""
+    def answer(self, number: int, granted: int | None) -> None:
+        """Let a job go on that waits."""
+
+    def wake_by(self, fd: int | None) -> None:
+        """Let `wait` end when this descriptor becomes readable, until another one or None is named."""
 
     def pids(self) -> list[int]:
         """Return the processes that belong to the executor."""
@@ -50,36 +57,49 @@ class Serial:
 
     def __init__(self) -> None:
         self.idle = {0}
-        self._runs: list[Run] = []  # the second one is done while the first one waits for an answer
-        self._answer: int | None = None
+        self._count = 0
+        self._runs: dict[int, Run] = {}
+        self._going: list[tuple[int, int | None]] = []  # that do not wait, with what they are to be sent
+        self._wake: int | None = None
 
-    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> None:
+    def submit(self, worker: int, job: Job, fds: Sequence[int]) -> int:
         """See `Executor`."""
         self.idle.discard(worker)
-        self._runs.append(job.run(fds))
+        self._count += 1
+        self._runs[self._count] = job.run(fds)
+        self._going.append((self._count, None))
+        return self._count
 
     def wait(self, *, block: bool) -> tuple[int, Event] | None:
         """See `Executor`."""
         if not block:
             return None
+        if not self._going:
+            assert self._wake is not None, "something is to come"
+            select.select([self._wake], [], [])
+            return None
+        number, answer = self._going.pop()
+        run = self._runs[number]
         try:
-            if len(self._runs) > 1:
-                event = next(self._runs[-1])
-            else:
-                answer, self._answer = self._answer, None
-                event = self._runs[0].send(answer)
+            event = run.send(answer)
         except StopIteration:
             event = Finished()
         if isinstance(event, Finished):
-            self._runs.pop().close()
-            if not self._runs:
-                self.idle.add(0)
-        return 0, event
+            self._runs.pop(number).close()
+        elif not isinstance(event, Waiting):
+            self._going.append((number, None))
+        if not self._going:
+            self.idle.add(0)
+        return number, event
 
-    def answer(self, worker: int, granted: int | None) -> None:
+    def answer(self, number: int, granted: int | None) -> None:
         """See `Executor`."""
-        del worker
-        self._answer = granted
+        self.idle.discard(0)
+        self._going.append((number, granted))
+
+    def wake_by(self, fd: int | None) -> None:
+        """See `Executor`."""
+        self._wake = fd
 
     def pids(self) -> list[int]:
         """See `Executor`."""
@@ -91,5 +111,5 @@ class Serial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for run in reversed(self._runs):
+        for run in self._runs.values():
             run.close()

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from paralayer.engine.jobs import Event, Finished, Job, MemoryWanted
+from paralayer.engine.jobs import Finished, Run, Waiting
 from paralayer.errors import ParalayerError, WorkerError
 
 MESSAGE_MAX = 160 << 10  # bytes; what a socket of this kind takes by default is 208 KiB
@@ -26,7 +26,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a `MemoryWanted`."""
+    """The answer to a job that waits."""
 
     granted: int | None
 
@@ -55,44 +55,54 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
 
 
 def serve(end: socket.socket) -> None:
-    """Do jobs until the other end closes."""
-    while (message := receive(end)) is not None:
+    """Do jobs until the other end closes.
+
+    Messages are (job's number, job or Answer) in, (job's number, event or Failed) out.
+    """
+    waiting: dict[int, tuple[Run, list[int]]] = {}
+    while (received := receive(end)) is not None:
+        (number, message), fds = received
+        answer = None
+        if isinstance(message, Answer):
+            run, fds = waiting.pop(number)
+            answer = message.granted
+        else:
+            run = message.run(fds)
         try:
-            _do(end, *message)
+            if _advance(end, number, run, answer):
+                waiting[number] = run, fds
+                continue
         except ParalayerError as error:
-            send(end, Failed(error))
+            send(end, (number, Failed(error)))
         except (BrokenPipeError, ConnectionResetError):
             return
         except MemoryError:
-            send(end, Failed(WorkerError(f"worker process {os.getpid()}", "out of memory")))
+            send(end, (number, Failed(WorkerError(f"worker process {os.getpid()}", "out of memory"))))
         except Exception:  # noqa: BLE001 - whatever it was, the parent must learn of it
             trace = traceback.format_exc()[-4000:]
-            send(end, Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}")))
-
-
-def _do(end: socket.socket, job: Job, fds: list[int]) -> None:
-    """Do a job, and others while it waits for an answer."""
-    run = job.run(fds)
-    answer: int | None = None
-    try:
-        while True:
-            event: Event = run.send(answer)
-            send(end, event)
-            if isinstance(event, Finished):
-                return
-            answer = None
-            if isinstance(event, MemoryWanted):
-                while (message := receive(end)) is not None and not isinstance(message[0], Answer):
-                    _do(end, *message)
-                if message is None:
-                    raise BrokenPipeError
-                answer = message[0].granted
-    except StopIteration:
-        send(end, Finished())
-    finally:
+            send(
+                end,
+                (number, Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}"))),
+            )
         run.close()
         for fd in fds:
             os.close(fd)
+
+
+def _advance(end: socket.socket, number: int, run: Run, answer: int | None) -> bool:
+    """Let a job go on until it waits (true) or has finished."""
+    try:
+        while True:
+            event = run.send(answer)
+            answer = None
+            send(end, (number, event))
+            if isinstance(event, Waiting):
+                return True
+            if isinstance(event, Finished):
+                return False
+    except StopIteration:
+        send(end, (number, Finished()))
+        return False
 
 
 def main(fd: int) -> None:

@@ -9,6 +9,7 @@ from paralayer.errors import ImageError
 from paralayer.image.descriptor import Digest, Platform
 
 if TYPE_CHECKING:
+    from paralayer.growing import Growing
     from paralayer.image.document import Value
     from paralayer.image.source import Blob
 
@@ -21,7 +22,7 @@ class Layer:
     """0 is the oldest layer."""
     media_type: str
     """One of `media_type.LAYER_TYPES`; the blob's first bytes may tell otherwise, and they are right."""
-    blob: Blob
+    blob: Blob | Growing
     digest: Digest | None
     """Of the blob as stored; None where the source names none: then `diff_id` is what can be checked."""
     diff_id: Digest | None

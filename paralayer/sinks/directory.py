@@ -138,6 +138,7 @@ class DirectorySink:
     """See the module."""
 
     ordered = False
+    root_first = False
     can_restart = True
     held = 0
 

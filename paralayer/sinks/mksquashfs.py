@@ -112,6 +112,7 @@ class MksquashfsSink:
     """
 
     ordered = True
+    root_first = True
     can_restart = False
     held = 0
 

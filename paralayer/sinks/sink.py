@@ -38,10 +38,12 @@ class Sink(Protocol):
 
     ordered: bool
     """Data must come in the order of the output."""
+    root_first: bool
+    """The root directory must come before anything else; else it comes last."""
     can_restart: bool
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
-        """Take the root directory, before anything else; `explicit` when the image has an entry for it."""
+        """Take the root directory; `explicit` when the image has an entry for it."""
 
     def place(self, batch: Batch) -> Placed:
         """Take the next batch in output order; what is stored of it stands in the order of the layer's stream."""

@@ -75,6 +75,8 @@ class TarSink:
 
     held = 0
 
+    root_first = True
+
     def __init__(self, path: str | None, *, replace: bool = False, fd: int = 1) -> None:
         self._output = Output(path, replace=replace) if path is not None else None
         self._name = path if path is not None else "standard output"

@@ -59,6 +59,7 @@ class TreeSink:
     """A `Sink` whose output is `tree`."""
 
     ordered = False
+    root_first = False
     can_restart = True
     temporary = None
     held = 0

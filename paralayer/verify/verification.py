@@ -131,6 +131,7 @@ def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]
 
 
 def _read_image(image: Image, options: _Options, advance: Callable[[int, int], None]) -> Tree:
+    from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.conversion import convert_layers
     from paralayer.engine.jobs import Finished
     from paralayer.survivors import Rules
@@ -145,14 +146,15 @@ def _read_image(image: Image, options: _Options, advance: Callable[[int, int], N
         advance(sum(read), sum(sizes))
 
     sink = TreeSink()
-    convert_layers(
-        image.layers,
-        sink,
-        Rules(newest=options.newest),
-        jobs=options.jobs,
-        memory=options.memory,
-        check=options.check,
-        observe=observe,
-    )
+    with Arrivals.of(image.layers) as arrivals:
+        convert_layers(
+            arrivals,
+            sink,
+            Rules(newest=options.newest),
+            jobs=options.jobs,
+            memory=options.memory,
+            check=options.check,
+            observe=observe,
+        )
     sink.tree.warnings = image.warnings
     return sink.tree

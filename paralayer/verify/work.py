@@ -24,15 +24,14 @@ def work(tasks: Iterable[Task], executor: Executor, advance: Callable[[int], Non
                 task = next(waiting, None)
                 if task is None:
                     break
-                working[worker] = task
-                executor.submit(worker, task.job, task.fds)
+                working[executor.submit(worker, task.job, task.fds)] = task
             if not working:
                 return
             came = executor.wait(block=True)
             assert came is not None
-            worker, event = came
+            number, event = came
             assert isinstance(event, Finished)
-            task = working.pop(worker)
+            task = working.pop(number)
             _close(task)
             task.targets.put(event.result)
             advance(task.size)

@@ -77,6 +77,7 @@ class SquashfsSink:
     """See the module; `jobs` is how many workers there are."""
 
     ordered = True
+    root_first = False
     can_restart = True
 
     def __init__(self, path: str, options: Options, *, jobs: int, replace: bool = False) -> None:
