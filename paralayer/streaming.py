@@ -125,7 +125,7 @@ class StreamingPacker:
                 status = os.stat(name)
             check_regular(status, name)
             check_apart(name, self._spec)
-            self._check_size(meta, status.st_size)
+            _check_size(index, status.st_size, self._size_wanted(meta))
             self._arrivals.add(_layer(meta, Blob(name, 0, status.st_size)))
         except (ImageError, SinkError) as error:
             self._arrivals.fail(error)
@@ -145,20 +145,28 @@ class StreamingPacker:
         if self._result.done():
             growing.abort()
         self._arrivals.add(_layer(meta, growing))
-        return LayerWriter(self, meta, growing)
+        return LayerWriter(index, self._size_wanted(meta), growing, self._arrivals, self._result)
 
     def notify_error(self, error: BaseException) -> None:
         """Abort: `finish` raises `error`."""
         self._arrivals.fail(error)
+
+    def finishing(self) -> Future[ConversionResult]:
+        """Tell that all layers are given, and return what will be the result: `finish` for those who wait elsewhere."""
+        with self._lock:
+            missing = sorted(set(range(len(self._layers))) - self._given)
+        if missing and not self._result.done():
+            got = ", ".join(map(str, missing))
+            self._arrivals.fail(UsageError("finish", "layers that were not given", got, "none"))
+        return self._result
 
     def finish(self) -> ConversionResult:
         """Wait for the end and return the result; errors as with `convert`.
 
         `UsageError` if layers were not given. Layers that were opened may still be written by other threads.
         """
-        self._expect_all()
         try:
-            return self._result.result()
+            return self.finishing().result()
         except BaseException:
             self._abort()
             raise
@@ -189,18 +197,8 @@ class StreamingPacker:
             self._given.add(index)
         return self._layers[index]
 
-    def _check_size(self, meta: LayerMeta, size: int) -> None:
-        if self._check and meta.size is not None and size != meta.size:
-            raise DigestError(f"layer {meta.index}", "size of the blob", size, meta.size)
-
-    def _expect_all(self) -> None:
-        with self._lock:
-            missing = sorted(set(range(len(self._layers))) - self._given)
-        if missing and not self._result.done():
-            error = UsageError(
-                "finish", "layers are missing", ", ".join(map(str, missing)), "all of them given"
-            )
-            self._arrivals.fail(error)
+    def _size_wanted(self, meta: LayerMeta) -> int | None:
+        return meta.size if self._check else None
 
     def _abort(self) -> None:
         self._arrivals.fail(_aborted())
@@ -214,10 +212,19 @@ class LayerWriter:
     A blob that is not closed is not complete. Use it from one thread at a time.
     """
 
-    def __init__(self, packer: StreamingPacker, meta: LayerMeta, growing: Growing) -> None:
-        self._packer = packer
-        self._meta = meta
+    def __init__(
+        self,
+        index: int,
+        want: int | None,
+        growing: Growing,
+        arrivals: Arrivals,
+        result: Future[ConversionResult],
+    ) -> None:
+        self._index = index
+        self._want = want  # bytes
         self._growing = growing
+        self._arrivals = arrivals
+        self._result = result
         self._closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -227,17 +234,17 @@ class LayerWriter:
         still to come. Raises what the conversion ended with, if it has.
         """
         if self._closed:
-            raise UsageError(f"layer {self._meta.index}", "is written after it was closed")
+            raise UsageError(f"layer {self._index}", "is written after it was closed")
         view = memoryview(data).cast("B")
         growing = self._growing
         if not growing.wait_for_room(_LEAD):
-            self._packer._result.result()
-            raise UsageError(f"layer {self._meta.index}", "is written after the conversion has ended")
+            self._result.result()
+            raise UsageError(f"layer {self._index}", "is written after the conversion has ended")
         try:
             growing.store(growing.published, view)
         except OSError as error:
-            failure = SinkError(f"layer {self._meta.index}", f"cannot be kept: {error.strerror}")
-            self._packer.notify_error(failure)
+            failure = SinkError(f"layer {self._index}", f"cannot be kept: {error.strerror}")
+            self._arrivals.fail(failure)
             raise failure from None
         growing.publish(growing.published + len(view))
         return len(view)
@@ -248,9 +255,9 @@ class LayerWriter:
             return
         self._closed = True
         try:
-            self._packer._check_size(self._meta, self._growing.published)
+            _check_size(self._index, self._growing.published, self._want)
         except DigestError as error:
-            self._packer.notify_error(error)
+            self._arrivals.fail(error)
             raise
         self._growing.close()
 
@@ -258,9 +265,7 @@ class LayerWriter:
         """Tell that no more will come: the conversion ends with `error`."""
         if not self._closed:
             self._closed = True
-            self._packer.notify_error(
-                error or ImageError(f"layer {self._meta.index}", "its arrival was aborted")
-            )
+            self._arrivals.fail(error or ImageError(f"layer {self._index}", "its arrival was aborted"))
 
     def __enter__(self) -> Self:
         return self
@@ -288,8 +293,7 @@ class AsyncStreamingPacker:
 
     async def finish(self) -> ConversionResult:
         """See `StreamingPacker.finish`."""
-        self._packer._expect_all()
-        return await asyncio.shield(asyncio.wrap_future(self._packer._result))
+        return await asyncio.shield(asyncio.wrap_future(self._packer.finishing()))
 
 
 class AsyncLayerWriter:
@@ -364,6 +368,11 @@ def _check(layers: Sequence[LayerMeta]) -> list[LayerMeta]:
         check_layer_type(layer.media_type, f"layer {layer.index}")
         _layer(layer, Blob("", 0, 0))
     return ordered
+
+
+def _check_size(index: int, size: int, want: int | None) -> None:
+    if want is not None and size != want:
+        raise DigestError(f"layer {index}", "size of the blob", size, want)
 
 
 def _layer(meta: LayerMeta, blob: Blob | Growing) -> Layer:
