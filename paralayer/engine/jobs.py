@@ -237,6 +237,7 @@ class BlobReader(ABC):
             got = f"{self._digest.algorithm}:{self._hash.hexdigest()}"
             raise DigestError(self._where, "digest of the blob", got, self._digest)
 
+    @abstractmethod
     def close(self) -> None:
         """Close what it has opened."""
 
@@ -301,6 +302,9 @@ class ArrivingReader(BlobReader):
         while not self.has(1) and os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
         return os.pread(self._fd, min(size, self._published - self.position), self.position)
+
+    def close(self) -> None:
+        """See `BlobReader`."""
 
 
 def _store(fd: int, data: memoryview, offset: int, hidden: deque[tuple[int, int]]) -> None:
