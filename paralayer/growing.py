@@ -47,7 +47,8 @@ class Growing:
         self.again = again
         self.state_fd = os.memfd_create("growing", os.MFD_CLOEXEC)
         self._wake = wake
-        self._wanted: int | None = None
+        self.wanted: int | None = None
+        """The reader waits for what is before this offset."""
         self._followed = False
         self._aborted = False
         self._changed = threading.Condition()
@@ -107,7 +108,7 @@ class Growing:
     def leave(self) -> None:
         """Tell that the reader has ended."""
         with self._changed:
-            self._followed, self._wanted = False, None
+            self._followed, self.wanted = False, None
             self._changed.notify_all()
 
     def consume(self, upto: int) -> None:
@@ -124,7 +125,7 @@ class Growing:
         """Say whether all before `upto` is there, or all there is; if not, `wake` is called when it is."""
         with self._changed:
             there = self.complete or self.published >= upto
-            self._wanted = None if there else upto
+            self.wanted = None if there else upto
             return there
 
     def has(self, size: int) -> bool:
@@ -146,8 +147,8 @@ class Growing:
         os.pwrite(self.state_fd, _STATE.pack(self.published, state), 0)
 
     def _answer(self) -> None:
-        if self._wanted is not None and (self.complete or self.published >= self._wanted):
-            self._wanted = None
+        if self.wanted is not None and (self.complete or self.published >= self.wanted):
+            self.wanted = None
             self._wake()
         self._changed.notify_all()
 

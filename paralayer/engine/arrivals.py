@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 class Arrivals:
     """All that is to come is `count` layers; each is ready, or begins to grow, when it is added.
 
-    `head` returns how the blob of a layer that was not added yet begins, if that can be had, so that the root's entry
-    is found. A context manager; the engine is the one that takes.
+    `start` is called when the engine is ready to take. `head` returns the media type of a layer that is not there yet and
+    how its blob begins, if that can be had, so that the root's entry is found. A context manager; the engine is the one
+    that takes.
     """
 
     def __init__(
-        self, sizes: Sequence[int | None], *, head: Callable[[int], tuple[str, bytes] | None] = lambda _: None
+        self,
+        sizes: Sequence[int | None],
+        *,
+        start: Callable[[], None] = lambda: None,
+        head: Callable[[int], tuple[str, bytes] | None] = lambda _: None,
     ) -> None:
         self.count = len(sizes)
         self.sizes = list(sizes)
         """Stored bytes of each layer, None where that is not known yet."""
+        self.start = start
         self.head = head
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Becomes readable when there may be something new: a layer, bytes of a growing one, or an error."""

@@ -224,6 +224,7 @@ class Conversion:
     def run(self) -> Counts:
         """Do it; the sink is complete but for its commit."""
         self._executor.wake_by(self._arrivals.fd)
+        self._arrivals.start()  # now: a process that has threads already cannot fork workers
         try:
             self._resolve()
             while True:
