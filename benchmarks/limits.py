@@ -14,6 +14,7 @@ from isal import isal_zlib
 
 from benchmarks.measure import Run, run
 from paralayer import open_image
+from paralayer.image import Blob
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,8 @@ def extract(archive: Path, directory: Path) -> Run:
 
 def read_blob(layer: Layer) -> bytes:
     """Return a layer's blob as stored."""
-    with open(layer.blob.path, "rb") as file:
-        file.seek(layer.blob.offset)
-        return file.read(layer.blob.size)
+    blob = layer.blob
+    assert isinstance(blob, Blob)
+    with open(blob.path, "rb") as file:
+        file.seek(blob.offset)
+        return file.read(blob.size)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.contest import JOBS, UMOCI, Contest, Format
 from benchmarks.layouts import DIRECTORY, ROOT, SHAPES, layout
 from benchmarks.measure import PARALAYER, run
+from benchmarks.registry import AVAILABLE, RATE, RegistryContest
 from benchmarks.squashfs import PROGRAMS, SquashfsContest
 from benchmarks.stacks import ENTRIES, merge, stack_of
 from benchmarks.stages import STAGES, Done, run_stage
@@ -193,6 +194,28 @@ class Report:
         self.targets.append(Target(f"{title}, 64M: times as long", contest.ratio("little", "jobs N"), 2))
         longer = contest.ratio("verify", "jobs N")
         self.targets.append(Target(f"{title}: verify to conversion", longer, 3))
+
+    def registry(self, scratch: Path) -> None:
+        """Measure conversions of the image as people have it from a registry on loopback."""
+        rows = []
+        for format_ in ("tar", "squashfs"):
+            _say(f"registry → {format_}")
+            with (
+                tempfile.TemporaryDirectory(dir=scratch) as place,
+                RegistryContest(layout("real", self.scale), format_, Path(place)).serve() as served,
+            ):
+                for _ in range(self.rounds):
+                    served.measure()
+                contest = served.contest
+                names = ("jobs N", "download", "limited", "unlimited")
+                spreads = [_spread(contest.seconds(name)) for name in names]
+                limited, unlimited = served.limited_ratio(), contest.ratio("unlimited", "jobs N")
+                rows.append([f"real → {format_}", *spreads, f"{limited:.2f}", f"{unlimited:.2f}"])
+                self.targets.append(Target(f"{format_} at {RATE} MB/s: times the longer", limited, 1.1))
+                self.targets.append(Target(f"{format_} from a registry: times from disk", unlimited, 1.25))
+        heads = ["", "from disk s", f"download at {RATE} MB/s s", f"from a registry at {RATE} MB/s s"]
+        heads += ["from a registry s", "limited, times the longer", "unlimited, times from disk"]
+        self.sections += ["## From a registry on loopback", _table(heads, rows)]
 
     def metadata(self) -> None:
         """Measure the metadata of a squashfs."""
@@ -372,6 +395,8 @@ def main() -> None:
         report.metadata()
         report.stages()
         report.conversions(options.layouts, Path(scratch))
+        if AVAILABLE and "real" in options.layouts:
+            report.registry(Path(scratch))
         report.squashfs([name for name in _SQUASHFS if name in options.layouts], Path(scratch))
     text = report.text(f"python -m benchmarks.run {shlex.join(sys.argv[1:])}".strip())
     print(text)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.limits import decode_bare, read_blob
 from paralayer.compression import open_decoder
-from paralayer.engine.jobs import BlobReader
+from paralayer.engine.jobs import FileReader
+from paralayer.image import Blob
 from paralayer.table import TableWriter
 from paralayer.tar.scanner import Scanner
 
@@ -34,7 +35,8 @@ def run_stage(stage: str, layers: Sequence[Layer]) -> Done:
     number = STAGES.index(stage)
     decoded = entries = 0
     for layer in layers:
-        blob = BlobReader(layer.blob, "", layer.digest if number >= 2 else None)
+        assert isinstance(layer.blob, Blob)
+        blob = FileReader(layer.blob, "", layer.digest if number >= 2 else None)
         stream, table = os.memfd_create("stream"), os.memfd_create("table")
         scanner = Scanner(TableWriter(table), layer.index, "")
         decoder = open_decoder(blob.read, layer.media_type, "")

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from paralayer.errors import SinkError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.jobs import Event
+    from paralayer.registry.access import Access
     from paralayer.sinks.mksquashfs import Mksquashfs
     from paralayer.sinks.sink import Sink
 
@@ -169,11 +171,14 @@ def convert(
     check: bool = True,
     check_diff_ids: bool = False,
     verify: bool = False,
+    access: Access | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Callable[[PackerProgress], None] | None = None,
 ) -> ConversionResult:
     """Convert an image.
 
-    `image` is what `open_image` takes, or returned. `jobs` is how many layers are decoded, or parts of the output
+    `image` is what `open_image` takes, or returned. `access` says how a registry is reached; `cache` is a directory in
+    which its blobs are kept. `jobs` is how many layers are decoded, or parts of the output
     written, at the same time; default: the processors that this process may use. `memory` bounds the decoded bytes
     that are kept (default: a quarter of what is available); neither changes the output. `check` compares the digest
     of every blob with what is read of it, `check_diff_ids` also the decoded streams. `verify` reads the output back and
@@ -183,7 +188,8 @@ def convert(
     Raises `ImageError`, `SinkError` or `WorkerError`; `ValueError` for arguments that make no sense.
     """
     # Imports of what loads numpy are where they are needed: who only wants to know our names should not wait for it.
-    from paralayer.engine.arrivals import Arrivals
+    from paralayer.engine.limits import default_budget
+    from paralayer.fetching import fetch
 
     check_limits(jobs, memory)
     if verify and spec.path is None:
@@ -192,12 +198,20 @@ def convert(
     if isinstance(image, str):
         if isinstance(platform, str):
             platform = Platform.parse(platform)
-        image = open_image(image, platform=platform, check=check)
+        image = open_image(image, platform=platform, check=check, access=access)
+    memory = memory or default_budget()
     clock.lap("open")
     for layer in image.layers:
         if isinstance(layer.blob, Blob):
             check_apart(layer.blob.path, spec)
-    with Arrivals.of(image.layers) as arrivals:
+    with fetch(image, memory=memory, cache=cache) as arrivals:
+
+        def observe(event: PackerProgress) -> None:
+            if event.event == "indexed" and check:
+                arrivals.accept(event.layer)
+            if progress is not None:
+                progress(event)
+
         return convert_arrivals(
             arrivals,
             spec,
@@ -208,8 +222,8 @@ def convert(
             memory=memory,
             check=check,
             check_diff_ids=check_diff_ids,
-            image=image if verify else None,
-            progress=progress,
+            verify=partial(_verify, image, access=access, cache=cache) if verify else None,
+            progress=observe,
             clock=clock,
         )
 
@@ -233,11 +247,11 @@ def convert_arrivals(
     memory: int | None,
     check: bool,
     check_diff_ids: bool,
-    image: Image | None,
+    verify: Callable[..., None] | None,
     progress: Callable[[PackerProgress], None] | None,
     clock: Clock,
 ) -> ConversionResult:
-    """Convert layers as they arrive; what comes out is compared with `image`, if there is one. See `convert`."""
+    """Convert layers as they arrive; `verify` looks at what comes out. See `convert`."""
     from paralayer.engine.conversion import convert_layers
     from paralayer.engine.limits import default_budget, usable_cpus
     from paralayer.engine.peak import Peak
@@ -274,9 +288,9 @@ def convert_arrivals(
         )
         clock.lap("write")
         sink.complete()
-        if image is not None:
+        if verify is not None:
             clock.lap("complete")
-            _verify(image, spec, sink, jobs=jobs, memory=memory)
+            verify(spec, sink, jobs=jobs, memory=memory)
             clock.lap("verify")
         sink.commit()
         clock.lap("commit")
@@ -323,7 +337,7 @@ def convert_dir(image: str | Image, path: str | os.PathLike[str], **options: Any
 _SQUASHFS = {field.name for field in fields(ImageSpec)}
 
 
-def _verify(image: Image, spec: ImageSpec, sink: Sink, *, jobs: int, memory: int) -> None:
+def _verify(image: Image, spec: ImageSpec, sink: Sink, **options: Any) -> None:
     """Compare the output with the image; SinkError if they are different."""
     from paralayer.sinks.directory import DEVICES, OWNERS, XATTRS
     from paralayer.verify import verify as compare
@@ -332,7 +346,7 @@ def _verify(image: Image, spec: ImageSpec, sink: Sink, *, jobs: int, memory: int
     # What the output could not get is in a warning already.
     ignore = {what for what, lost in {"owner": OWNERS, "xattrs": XATTRS}.items() if sink.lost[lost]}
     output = f"{prefix}:{sink.temporary}"
-    report = compare(image, output, ignore=ignore, jobs=jobs, memory=memory, newest=spec.mtime)
+    report = compare(image, output, ignore=ignore, newest=spec.mtime, **options)
     if report.only_in_a_count == sink.lost[DEVICES] and not (
         report.only_in_b_count or report.difference_count
     ):

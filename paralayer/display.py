@@ -12,6 +12,8 @@ from rich.text import Text
 from paralayer.convert import PackerProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paralayer.verify import VerifyProgress
 
 _REFRESH_SECONDS = 0.1
@@ -43,12 +45,22 @@ class LiveDisplay:
         """Take an event; refresh if the last time is a while ago."""
         if isinstance(event, PackerProgress):
             self._note(event)
+            self._refresh(self._line)
+        else:
+            side = "first" if event.side == "a" else "second"
+            self._refresh(
+                lambda seconds: _bytes_line(event.done, event.total, f"of the {side} read", seconds)
+            )
+
+    def show_bytes(self, done: int, total: int) -> None:
+        """Take how many bytes of all are there; refresh as with `show`."""
+        self._refresh(lambda seconds: _bytes_line(done, total, "downloaded", seconds))
+
+    def _refresh(self, line: Callable[[float], Text]) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _REFRESH_SECONDS
-            seconds = now - self._begin
-            line = self._line(seconds) if isinstance(event, PackerProgress) else _verify_line(event, seconds)
-            self._live.update(line, refresh=True)
+            self._live.update(line(now - self._begin), refresh=True)
 
     def _note(self, event: PackerProgress) -> None:
         known = self._layers.get(event.layer)
@@ -76,11 +88,10 @@ class LiveDisplay:
         )
 
 
-def _verify_line(event: VerifyProgress, seconds: float) -> Text:
-    part = min(1.0, event.done / event.total) if event.total else 1.0
-    side = "first" if event.side == "a" else "second"
+def _bytes_line(done: int, total: int, what: str, seconds: float) -> Text:
+    part = min(1.0, done / total) if total else 1.0
     return Text(
-        f"{_bar(part)}  {event.done / _MIB:.0f}/{event.total / _MIB:.0f} MiB of the {side} read  {seconds:.0f} s",
+        f"{_bar(part)}  {done / _MIB:.0f}/{total / _MIB:.0f} MiB {what}  {seconds:.0f} s",
         no_wrap=True,
         overflow="ellipsis",
     )

@@ -7,6 +7,7 @@ follows it by two descriptors: of the bytes, and of a little state beside them. 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import threading
@@ -27,7 +28,7 @@ class Growing:
 
     Without `again` the bytes stay. With it they are freed behind the reader, and it returns the same blob once more,
     from its start, when it is needed a second time. `wake` is called, in the storing thread, when as much is there as
-    the reader waits for.
+    the reader waits for, and when the blob is complete.
     """
 
     def __init__(
@@ -51,35 +52,52 @@ class Growing:
         """The reader waits for what is before this offset."""
         self._followed = False
         self._aborted = False
+        self._stores = 0  # going on
         self._changed = threading.Condition()
-        self._tell()
         self.release = weakref.finalize(self, _close, fd, self.state_fd)
         """Closes the descriptors; at the latest when nobody knows the object any more."""
+        self.release.atexit = False  # a conversion may still be going on then
+        self._tell()
 
     # The side that stores
 
     def store(self, offset: int, data: memoryview | bytes) -> None:
         """Put bytes somewhere behind what is published. OSError if that is not possible."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.fd, view, offset)
-            view = view[written:]
-            offset += written
+        with self._changed:
+            if not self.release.alive:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._stores += 1
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self.fd, view, offset)
+                view = view[written:]
+                offset += written
+        finally:
+            with self._changed:
+                self._stores -= 1
+                self._changed.notify_all()
 
     def publish(self, upto: int) -> None:
         """Tell that all bytes before `upto` are there."""
         with self._changed:
             self.published = upto
             self._tell()
-            self._answer()
+            self._changed.notify_all()
+            come = self.wanted is not None and upto >= self.wanted
+            self.wanted = None if come else self.wanted
+        if come:
+            self._wake()
 
     def close(self) -> None:
         """Tell that what is published is all of it."""
         with self._changed:
             self.complete = True
             self.size = self.published
+            self.wanted = None
             self._tell()
-            self._answer()
+            self._changed.notify_all()
+        self._wake()  # also who waits for memory: nobody is held back any more
 
     def abort(self) -> None:
         """Tell that no more will come; whoever waits here, or for bytes in the middle of something, goes on."""
@@ -87,6 +105,13 @@ class Growing:
             self._aborted = True
             self._tell()
             self._changed.notify_all()
+
+    def end(self) -> None:
+        """Tell the same, and release when nobody stores."""
+        self.abort()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stores)
+            self.release()
 
     def wait_for_room(self, lead: int) -> bool:
         """Wait while a reader is more than `lead` bytes behind; say whether the bytes are still wanted."""
@@ -143,14 +168,10 @@ class Growing:
         return os.fstat(self.fd).st_blocks * 512 if self.again is not None else 0
 
     def _tell(self) -> None:
+        if not self.release.alive:
+            return
         state = _ABORTED if self._aborted else _COMPLETE if self.complete else _GROWING
         os.pwrite(self.state_fd, _STATE.pack(self.published, state), 0)
-
-    def _answer(self) -> None:
-        if self.wanted is not None and (self.complete or self.published >= self.wanted):
-            self.wanted = None
-            self._wake()
-        self._changed.notify_all()
 
 
 def _close(*fds: int) -> None:

@@ -22,9 +22,9 @@ import tempfile
 import threading
 import weakref
 from collections.abc import AsyncIterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, overload
 
 from paralayer.convert import Clock, ConversionResult, ImageSpec, check_apart, check_limits, convert_arrivals
 from paralayer.engine.arrivals import Arrivals
@@ -97,6 +97,8 @@ class StreamingPacker:
         self._writers: list[Growing] = []
         self._arrivals = Arrivals([layer.size for layer in self._layers])
         self._result: Future[ConversionResult] = Future()
+        self._result.set_running_or_notify_cancel()  # nobody cancels it
+        self._threads: ThreadPoolExecutor | None = None  # of coroutines
         options = {
             "reference": name,
             "created": created,
@@ -105,12 +107,12 @@ class StreamingPacker:
             "memory": memory,
             "check": check,
             "check_diff_ids": check_diff_ids,
-            "image": None,
+            "verify": None,
             "progress": progress,
         }
         arguments = (self._arrivals, spec, options, self._writers, self._result)
         self._thread = threading.Thread(target=_run, args=arguments, name="paralayer", daemon=True)
-        self._abandon = weakref.finalize(self, _abandon, self._arrivals, self._thread)
+        self._abandon = weakref.finalize(self, _abandon, self._arrivals, self._thread, os.getpid())
         self._thread.start()
 
     def notify_layer_ready(self, index: int, path: str | os.PathLike[str]) -> None:
@@ -118,9 +120,9 @@ class StreamingPacker:
 
         `UsageError` for an index that there is not, or for the second time.
         """
+        name = os.path.abspath(os.fsdecode(path))
         meta = self._give(index)
         try:
-            name = os.path.abspath(os.fspath(path))
             with io_errors(name):
                 status = os.stat(name)
             check_regular(status, name)
@@ -129,6 +131,8 @@ class StreamingPacker:
             self._arrivals.add(_layer(meta, Blob(name, 0, status.st_size)))
         except (ImageError, SinkError) as error:
             self._arrivals.fail(error)
+        except ValueError:  # a name that cannot be
+            self._arrivals.fail(ImageError(f"layer {index}", "not the name of a file", repr(name)))
 
     def open_layer(self, index: int) -> LayerWriter:
         """Return where to write a layer's blob while it arrives; errors as with `notify_layer_ready`."""
@@ -137,13 +141,14 @@ class StreamingPacker:
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else None
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
-                fd = os.dup(file.fileno())
+                growing = Growing(os.dup(file.fileno()), size=meta.size, wake=self._arrivals.wake)
         except OSError as error:
-            raise SinkError(folder or tempfile.gettempdir(), error.strerror or "cannot be written") from None
-        growing = Growing(fd, size=meta.size, wake=self._arrivals.wake)
+            failure = SinkError(folder or tempfile.gettempdir(), error.strerror or "cannot be written")
+            self._arrivals.fail(failure)
+            raise failure from None
         self._writers.append(growing)
         if self._result.done():
-            growing.abort()
+            growing.end()
         self._arrivals.add(_layer(meta, growing))
         return LayerWriter(index, self._size_wanted(meta), growing, self._arrivals, self._result)
 
@@ -165,11 +170,12 @@ class StreamingPacker:
 
         `UsageError` if layers were not given. Layers that were opened may still be written by other threads.
         """
+        if self._thread is threading.current_thread():
+            raise UsageError("finish", "waits for the thread that it is called in")
         try:
             return self.finishing().result()
-        except BaseException:
+        finally:
             self._abort()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -180,13 +186,17 @@ class StreamingPacker:
         self._abort()
 
     async def __aenter__(self) -> AsyncStreamingPacker:
-        return AsyncStreamingPacker(self)
+        # Writers that wait must not take all threads of the loop's own executor.
+        self._threads = ThreadPoolExecutor(max(1, len(self._layers)), "paralayer-writer")
+        return AsyncStreamingPacker(self, self._threads)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._arrivals.fail(_aborted())
         await asyncio.shield(asyncio.to_thread(self._abort))
+        assert self._threads is not None
+        self._threads.shutdown(wait=False)
 
     def _give(self, index: int) -> LayerMeta:
         if not 0 <= index < len(self._layers):
@@ -201,9 +211,8 @@ class StreamingPacker:
         return meta.size if self._check else None
 
     def _abort(self) -> None:
-        self._arrivals.fail(_aborted())
         self._abandon.detach()
-        self._thread.join()
+        _abandon(self._arrivals, self._thread, os.getpid())
 
 
 class LayerWriter:
@@ -238,16 +247,21 @@ class LayerWriter:
         view = memoryview(data).cast("B")
         growing = self._growing
         if not growing.wait_for_room(_LEAD):
-            self._result.result()
-            raise UsageError(f"layer {self._index}", "is written after the conversion has ended")
+            self._raise_end()
         try:
             growing.store(growing.published, view)
         except OSError as error:
+            if not growing.wait_for_room(_LEAD):
+                self._raise_end()
             failure = SinkError(f"layer {self._index}", f"cannot be kept: {error.strerror}")
             self._arrivals.fail(failure)
             raise failure from None
         growing.publish(growing.published + len(view))
         return len(view)
+
+    def _raise_end(self) -> NoReturn:
+        self._result.result()
+        raise UsageError(f"layer {self._index}", "is written after the conversion has ended")
 
     def close(self) -> None:
         """Tell that the blob is complete; nothing if that or `abort` was done before."""
@@ -282,14 +296,15 @@ class LayerWriter:
 class AsyncStreamingPacker:
     """A `StreamingPacker` for coroutines: the same, and nothing blocks the event loop."""
 
-    def __init__(self, packer: StreamingPacker) -> None:
+    def __init__(self, packer: StreamingPacker, threads: ThreadPoolExecutor) -> None:
         self._packer = packer
+        self._threads = threads
         self.notify_layer_ready = packer.notify_layer_ready
         self.notify_error = packer.notify_error
 
     def open_layer(self, index: int) -> AsyncLayerWriter:
         """See `StreamingPacker.open_layer`."""
-        return AsyncLayerWriter(self._packer.open_layer(index))
+        return AsyncLayerWriter(self._packer.open_layer(index), self._threads)
 
     async def finish(self) -> ConversionResult:
         """See `StreamingPacker.finish`."""
@@ -297,18 +312,24 @@ class AsyncStreamingPacker:
 
 
 class AsyncLayerWriter:
-    """A `LayerWriter` for coroutines."""
+    """A `LayerWriter` for coroutines. A `write` that is cancelled aborts: nobody knows how much of it was done."""
 
-    def __init__(self, writer: LayerWriter) -> None:
+    def __init__(self, writer: LayerWriter, threads: ThreadPoolExecutor) -> None:
         self._writer = writer
+        self._threads = threads
 
     async def write(self, data: bytes | bytearray | memoryview) -> int:
         """See `LayerWriter.write`."""
-        return await asyncio.to_thread(self._writer.write, data)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._writer.write, data)
+        except asyncio.CancelledError:
+            self._writer.abort()
+            raise
 
     async def close(self) -> None:
         """See `LayerWriter.close`."""
-        await asyncio.to_thread(self._writer.close)
+        self._writer.close()
 
     async def abort(self, error: BaseException | None = None) -> None:
         """See `LayerWriter.abort`."""
@@ -340,18 +361,25 @@ def _run(
         try:
             done = convert_arrivals(arrivals, spec, **options, clock=Clock())
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-            failure = error
+            arrivals.fail(error)  # unless this is a consequence of what it was told before
+            failure = arrivals.error
+    for growing in writers:
+        growing.end()
     if done is not None:
         result.set_result(done)
     else:
         result.set_exception(failure)
     for growing in writers:
-        growing.abort()
+        growing.end()  # one may have come meanwhile
 
 
-def _abandon(arrivals: Arrivals, thread: threading.Thread) -> None:
+def _abandon(arrivals: Arrivals, thread: threading.Thread, process: int) -> None:
+    """Abort, and wait for the end; but not in the packer's own thread or a child of its process."""
+    if os.getpid() != process:
+        return
     arrivals.fail(_aborted())
-    thread.join()
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 def _aborted() -> UsageError:

@@ -8,9 +8,13 @@ import os
 import tarfile
 from typing import TYPE_CHECKING, Any, Literal
 
+from paralayer.image import Blob
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from paralayer.image import Layer
 
 OCI = "application/vnd.oci.image."
 MANIFEST, INDEX, CONFIG = f"{OCI}manifest.v1+json", f"{OCI}index.v1+json", f"{OCI}config.v1+json"
@@ -20,6 +24,12 @@ CONTAINERD_NAME = "io.containerd.image.name"
 
 Json = dict[str, Any]
 TarFormat = Literal[0, 1, 2]
+
+
+def blob_of(layer: Layer) -> Blob:
+    """Return where the blob of a local image's layer is."""
+    assert isinstance(layer.blob, Blob)
+    return layer.blob
 
 
 def encode(document: object) -> bytes:

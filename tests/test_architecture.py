@@ -17,6 +17,7 @@ LAYERS = [
     ["paralayer.streaming"],
     ["paralayer.convert", "paralayer.display"],
     ["paralayer.verify"],
+    ["paralayer.fetching", "paralayer.downloading"],
     ["paralayer.engine.conversion", "paralayer.engine.pool", "paralayer.engine.worker"],
     ["paralayer.sinks"],
     ["paralayer.engine"],

@@ -40,6 +40,16 @@ def test_benchmark_finds_its_result_right(layouts: Path, tmp_path: Path, name: s
 
 def test_report_has_all_sections(layouts: Path) -> None:
     printed = run(layouts, "benchmarks.run", "--scale=0.002", "--rounds=1", "--layouts", "real")
-    for section in ("Targets", "Start", "Merge", "Decoding", "Conversions", "Memory"):
+    for section in (
+        "Targets",
+        "Start",
+        "Merge",
+        "Metadata",
+        "Decoding",
+        "Conversions",
+        "Memory",
+        "Squashfs",
+        "From",
+    ):
         assert f"\n## {section}" in printed
     assert not [path for path in layouts.iterdir() if path.name.startswith("tmp")]

@@ -10,6 +10,7 @@ import pytest
 
 import paralayer
 from images import write_image
+from layouts import blob_of
 from model import directory, file, hardlink, merge, symlink, whiteout
 from paralayer.engine.hiding import Hiding, HidingPaths
 from paralayer.engine.jobs import Decode, Indexed
@@ -77,7 +78,7 @@ def test_hidden_data_takes_no_memory(told: HidingPaths, tmp_path: Path) -> None:
     told.add(1, [b"f"], [FILE])
     stream, table = os.memfd_create("stream"), os.memfd_create("table")
     try:
-        job = Decode(0, "layer", layer.media_type, layer.blob, 1 << 30)
+        job = Decode(0, "layer", layer.media_type, blob_of(layer), 1 << 30)
         *_, last = job.run([stream, table, told.fd])
         assert isinstance(last, Indexed)
         assert not last.whole

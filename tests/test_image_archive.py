@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from layouts import Layout, TarFormat, archive_of
+from layouts import Layout, TarFormat, archive_of, blob_of
 from paralayer.errors import ImageError
 from paralayer.image import Platform, open_image
 from paralayer.image.archive import Archive
@@ -69,7 +69,7 @@ def test_blobs_are_byte_ranges_of_the_archive(tmp_path: Path, fmt: TarFormat, pr
     layers = [b"a" * 511, b"", b"b" * 513]
     path = archive_of(layout.finish(layout.image(layers, HOST)), prefix, fmt)
     for source in (path, f"oci-archive:{path}", f"oci:{path}"):
-        blobs = [layer.blob for layer in open_image(source).layers]
+        blobs = [blob_of(layer) for layer in open_image(source).layers]
         assert {blob.path for blob in blobs} == {path}
         with open(path, "rb") as f:
             whole = f.read()

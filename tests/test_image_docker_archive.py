@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from layouts import Layout, archive_of, digest_of, encode, named, platform_of
+from layouts import Layout, archive_of, blob_of, digest_of, encode, named, platform_of
 from paralayer.errors import DigestError, ImageError
 from paralayer.image import Image, Platform, open_image
 
@@ -77,9 +77,9 @@ def new_item(
 def contents(image: Image) -> list[bytes]:
     found = []
     for layer in image.layers:
-        with open(layer.blob.path, "rb") as f:
-            f.seek(layer.blob.offset)
-            found.append(f.read(layer.blob.size))
+        with open(blob_of(layer).path, "rb") as f:
+            f.seek(blob_of(layer).offset)
+            found.append(f.read(blob_of(layer).size))
     return found
 
 

@@ -18,6 +18,7 @@ from layouts import (
     OCI,
     Layout,
     archive_of,
+    blob_of,
     digest_of,
     for_platform,
     named,
@@ -49,7 +50,7 @@ def content(blob: Blob) -> bytes:
 
 def layers_of(source: str, platform: str | None = None) -> list[bytes]:
     image = open_image(source, platform=Platform.parse(platform) if platform else None)
-    return [content(layer.blob) for layer in image.layers]
+    return [content(blob_of(layer)) for layer in image.layers]
 
 
 @pytest.mark.parametrize("form", ["directory", "archive"])
@@ -61,11 +62,11 @@ def test_layers_are_described_oldest_first(layout: Layout, form: str) -> None:
         path = archive_of(path)
     image = open_image(path)
     assert [layer.index for layer in image.layers] == [0, 1, 2, 3]
-    assert [content(layer.blob) for layer in image.layers] == layers
+    assert [content(blob_of(layer)) for layer in image.layers] == layers
     assert [str(layer.digest) for layer in image.layers] == [digest_of(layer) for layer in layers]
     assert [str(layer.diff_id) for layer in image.layers] == [digest_of(layer) for layer in layers]
     assert {layer.media_type for layer in image.layers} == {LAYER}
-    assert all(os.path.isabs(layer.blob.path) for layer in image.layers)
+    assert all(os.path.isabs(blob_of(layer).path) for layer in image.layers)
     assert (image.reference, image.platform, image.created, image.warnings) == (
         f"{path}:v1",
         Platform.host(),
@@ -210,7 +211,7 @@ def test_path_may_contain_colons(tmp_path: Path, prefix: str) -> None:
 def test_relative_path_is_made_absolute(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     path = layout.finish(layout.image([b"x"], HOST))
     monkeypatch.chdir(path)
-    assert open_image(".").layers[0].blob.path.startswith("/")
+    assert blob_of(open_image(".").layers[0]).path.startswith("/")
     assert layers_of(f"../{os.path.basename(path)}") == [b"x"]
 
 
@@ -229,8 +230,8 @@ NO_SOURCES = {
     "no such text": ("\ud800", "no file can have this name"),
     "absent": ("/absent/image:tag", "/absent/image: No such file"),
     "registry": (
-        "docker://busybox:latest",
-        "cannot read from docker:.*want oci:, oci-archive:, docker-archive: or",
+        "docker:busybox:latest",
+        "cannot read from docker:.*want docker://, oci:, oci-archive:, docker-archive: or",
     ),
     "storage": ("containers-storage:busybox", "cannot read from containers-storage:"),
     "device": ("/dev/null", "got a character device, want a regular file"),
@@ -296,7 +297,7 @@ def test_platform_chooses_the_manifest(
             open_image(path, platform=Platform.parse(wanted))
     else:
         image_found = open_image(path, platform=Platform.parse(wanted))
-        assert [content(image_found.layers[0].blob)] == [
+        assert [content(blob_of(image_found.layers[0]))] == [
             b"%d %s" % (have.split().index(chosen), chosen.encode())
         ]
         assert str(image_found.platform) == chosen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from layouts import Layout, archive_of, digest_of, for_platform, named
+from layouts import Layout, archive_of, blob_of, digest_of, for_platform, named
 from paralayer.image import Platform, open_image
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def umoci_layout(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stored(layer: Layer) -> bytes:
-    with open(layer.blob.path, "rb") as f:
-        f.seek(layer.blob.offset)
-        return f.read(layer.blob.size)
+    with open(blob_of(layer).path, "rb") as f:
+        f.seek(blob_of(layer).offset)
+        return f.read(blob_of(layer).size)
 
 
 def check(image: Image) -> None:

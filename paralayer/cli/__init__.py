@@ -14,6 +14,9 @@ import click
 
 from paralayer import __version__
 from paralayer.cli.convert import convert_command
+from paralayer.cli.inspect import inspect_command
+from paralayer.cli.login import login_command, logout_command
+from paralayer.cli.pull import pull_command
 from paralayer.cli.verify import CANNOT_COMPARE, verify_command
 from paralayer.errors import InterruptedByUser, ParalayerError
 
@@ -36,7 +39,14 @@ def cli() -> None:
     """
 
 
-for command in (convert_command, verify_command):
+for command in (
+    convert_command,
+    verify_command,
+    inspect_command,
+    pull_command,
+    login_command,
+    logout_command,
+):
     cli.add_command(command)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.cli.options import LARGEST, PlatformType, Size, epoch
-from paralayer.cli.terminal import Display, interrupts, is_terminal
+from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
+from paralayer.cli.terminal import Display, interrupts, is_terminal, size_text
 from paralayer.convert import ConversionResult, ImageSpec, convert
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     help="squashfs: what writes it. [default: paralayer]",
 )
 @click.option("--mksquashfs", metavar="PATH", help="squashfs: the program for --engine mksquashfs.")
+@cache_options
+@access_options
 @click.option("--verify", "verified", is_flag=True, help="Compare OUTPUT with IMAGE before it gets its name.")
 @click.option("--force", is_flag=True, help="Replace an existing OUTPUT, at the end and at once.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -99,11 +101,14 @@ def convert_command(
     force: bool,
     quiet: bool,
     as_json: bool,
+    cache: str | None,
+    no_cache: bool,
+    **registry: Any,
 ) -> None:
     """Convert IMAGE to OUTPUT.
 
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], or the path of any of these or of an
-    extracted `docker save`.
+    extracted `docker save`; or docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST], an image in a registry.
 
     OUTPUT is a squashfs image if it ends in .squashfs, .sqsh, .sqfs or .sfs, a tar archive if it ends in .tar or is -
     (standard output), and a directory if it ends in / or has no suffix. It appears when it is complete; on any error nothing does. Let GNU tar extract an archive with
@@ -114,6 +119,7 @@ def convert_command(
       paralayer convert --jobs 16 oci:image:v1 image.squashfs
       paralayer convert --compression zstd:15 --block-size 1M oci:image:v1 image.squashfs
       paralayer convert --memory 512M --platform linux/arm64 oci-archive:multi.tar rootfs/
+      paralayer convert --cache ~/.cache/paralayer docker://debian:bookworm debian.squashfs
     """
     if check_diff_ids and no_check:
         raise click.UsageError("--check-diff-ids and --no-check exclude each other")
@@ -147,6 +153,8 @@ def convert_command(
             check=not no_check,
             check_diff_ids=check_diff_ids,
             verify=verified,
+            access=access(**registry),
+            cache=None if no_cache else cache,
             progress=display.show,
         )
     for warning in () if quiet else result.warnings:
@@ -198,15 +206,7 @@ def _summary(result: ConversionResult) -> str:
     again = f", {result.second_readings} read twice" if result.second_readings else ""
     return (
         f"{result.output}: {result.survivors} paths of {result.entries} entries in {result.layers} layers{again}; "
-        f"{_size(result.bytes_decoded)} decoded, {_size(result.bytes_written)} written in {seconds:.2f} s "
-        f"({_size(result.bytes_decoded / max(seconds, 0.001))}/s), {result.jobs} jobs, "
-        f"peak memory {_size(result.peak_memory)}"
+        f"{size_text(result.bytes_decoded)} decoded, {size_text(result.bytes_written)} written in {seconds:.2f} s "
+        f"({size_text(result.bytes_decoded / max(seconds, 0.001))}/s), {result.jobs} jobs, "
+        f"peak memory {size_text(result.peak_memory)}"
     )
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

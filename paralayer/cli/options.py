@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paralayer.errors import ParalayerError
 from paralayer.image import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paralayer.registry.access import Access
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?\Z")
@@ -52,3 +57,70 @@ def epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int 
     if not re.match(r"-?[0-9]{1,18}\Z", text):
         raise click.UsageError(f"SOURCE_DATE_EPOCH: got {text!r}, want seconds since the epoch")
     return int(text)
+
+
+_ACCESS = (
+    click.option(
+        "--connections",
+        type=click.IntRange(1, 64),
+        metavar="N",
+        help="docker://: downloads at the same time. [default: 4]",
+    ),
+    click.option(
+        "--registry-mirror",
+        "mirrors",
+        multiple=True,
+        metavar="HOST",
+        help="docker://: ask there first. [default: $PARALAYER_REGISTRY_MIRROR]",
+    ),
+    click.option(
+        "--insecure-http",
+        multiple=True,
+        metavar="HOST",
+        help="docker://: speak plain http with HOST[:PORT].",
+    ),
+    click.option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="docker://: trust these certificate authorities as well.",
+    ),
+)
+_CACHE = (
+    click.option(
+        "--cache",
+        metavar="DIR",
+        envvar="PARALAYER_CACHE",
+        help="docker://: keep blobs there, and use what is there. [default: $PARALAYER_CACHE]",
+    ),
+    click.option("--no-cache", is_flag=True, help="docker://: keep no blob."),
+)
+
+
+def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how registries are reached; `access` takes what they yield."""
+    for option in reversed(_ACCESS):
+        command = option(command)
+    return command
+
+
+def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--cache` and `--no-cache`; the first one is None where the second is given."""
+    for option in reversed(_CACHE):
+        command = option(command)
+    return command
+
+
+def access(
+    *, connections: int | None, mirrors: tuple[str, ...], insecure_http: tuple[str, ...], ca_file: str | None
+) -> Access:
+    """Return what `access_options` yielded."""
+    from paralayer.registry.access import Access
+
+    default = Access()
+    return Access(
+        connections=connections or default.connections,
+        mirrors=mirrors or None,
+        insecure_http=frozenset(insecure_http),
+        ca_file=ca_file,
+    )

@@ -20,6 +20,15 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()  # a closed one is None
 
 
+def size_text(size: float) -> str:
+    """Return bytes as people read them."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
 class Display:
     """The progress of a command on a terminal's standard error; nothing elsewhere."""
 
@@ -38,6 +47,11 @@ class Display:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def show_bytes(self, done: int, total: int) -> None:
+        """Take how many bytes of all are there."""
+        if self._live is not None:
+            self._live.show_bytes(done, total)
 
     def show(self, event: PackerProgress | VerifyProgress) -> None:
         """Take an event."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.cli.options import LARGEST, PlatformType, Size, epoch
+from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
 from paralayer.cli.terminal import Display, interrupts
 from paralayer.errors import InterruptedByUser, ParalayerError
 
@@ -38,6 +38,8 @@ _DIFFERENT, CANNOT_COMPARE = 1, 2
     callback=epoch,
     help="What convert was given; it is for images. [default: $SOURCE_DATE_EPOCH]",
 )
+@cache_options
+@access_options
 @click.option("--quiet", is_flag=True, help="Print errors only; the exit code tells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.argument("a")
@@ -55,6 +57,9 @@ def verify_command(
     mtime: int | None,
     quiet: bool,
     as_json: bool,
+    cache: str | None,
+    no_cache: bool,
+    **registry: Any,
 ) -> int:
     """Compare A with B: paths, types, modes, owners, sizes, contents, link targets, hard links, xattrs, devices, times.
 
@@ -85,6 +90,8 @@ def verify_command(
                 mount=mount,
                 check=not no_check,
                 newest=mtime,
+                access=access(**registry),
+                cache=None if no_cache else cache,
                 progress=display.show,
             )
     except InterruptedByUser:

@@ -6,8 +6,11 @@ import os
 import threading
 from typing import TYPE_CHECKING, Self
 
+from paralayer.growing import Growing
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
 
     from paralayer.image import Layer
 
@@ -34,10 +37,11 @@ class Arrivals:
         self.head = head
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Becomes readable when there may be something new: a layer, bytes of a growing one, or an error."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may call `fail` wherever it is held
         self._added: dict[int, Layer] = {}
         self._new: list[Layer] = []
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What `fail` was told first."""
         self._closed = False
 
     @classmethod
@@ -52,14 +56,24 @@ class Arrivals:
         """Add a layer that is ready, or begins to grow; each once."""
         with self._lock:
             assert layer.index not in self._added
-            self._added[layer.index] = layer
             self._new.append(layer)
+        self.renew(layer)
         self.wake()
 
-    def fail(self, error: BaseException) -> None:
-        """Let the conversion end with this error; the first one counts."""
+    def renew(self, layer: Layer) -> None:
+        """Know the blob of a layer that grows once more."""
         with self._lock:
-            self._error = self._error or error
+            self._added[layer.index] = layer
+            failed = self.error is not None
+        if failed:
+            _give_up([layer])
+
+    def fail(self, error: BaseException) -> None:
+        """Let the conversion end with this error; the first one counts. Nobody waits for bytes of a layer from then on."""
+        with self._lock:
+            self.error = self.error or error
+            added = list(self._added.values())
+        _give_up(added)
         self.wake()
 
     def wake(self) -> None:
@@ -75,8 +89,8 @@ class Arrivals:
                 os.eventfd_read(self.fd)
             except BlockingIOError:
                 return []
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             new, self._new = self._new, []
             for layer in new:
                 self.sizes[layer.index] = layer.blob.size or self.sizes[layer.index]
@@ -91,7 +105,16 @@ class Arrivals:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         with self._lock:
             self._closed = True
+            self._added, self._new = {}, []
             os.close(self.fd)
+
+
+def _give_up(layers: Iterable[Layer]) -> None:
+    for layer in layers:
+        if isinstance(layer.blob, Growing):
+            layer.blob.abort()

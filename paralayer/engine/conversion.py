@@ -273,12 +273,18 @@ class Conversion:
         for layer in self._arrivals.take():
             self._readings[layer.index] = _Reading(layer, f"layer {layer.index} ({_short(layer)})")
             self._waiting.append(layer.index)
-            if self._guessing and self._look(layer.index) and self._heads[layer.index] is not None:
-                raise _RootArrived
+            self._check_guess(layer.index)
         for job, (reading, upto) in list(self._starved.items()):
             if _growing(reading).want(upto):
                 del self._starved[job]
+                self._check_guess(reading.layer.index)
                 self._executor.answer(job, None)
+
+    def _check_guess(self, layer: int) -> None:
+        """Start over if a layer that has come now has a newer entry of the root than output started with."""
+        newer = self._root is None or layer > self._root[0]
+        if self._guessing and newer and self._look(layer) and self._heads[layer] is not None:
+            raise _RootArrived
 
     # Jobs out
 
@@ -292,7 +298,7 @@ class Conversion:
                 number = self._executor.submit(worker, job.job, [*job.fds, stream_fd])
                 self._packing[number] = reading, job
             elif worker in {self._workers[job] for job in self._blocked}:
-                if self._overlay.turn in self._waiting and self._readings[self._overlay.turn].grows:
+                if self._overlay.turn in self._waiting:  # the frontier frees what the others wait for
                     self._waiting.remove(self._overlay.turn)
                     self._read(worker, self._readings[self._overlay.turn])
             elif self._waiting:
@@ -358,6 +364,7 @@ class Conversion:
                 assert blob.again is not None
                 blob = blob.again()
                 reading.layer = replace(reading.layer, blob=blob)
+                self._arrivals.renew(reading.layer)
             blob.follow()
             fds = [fds[0], blob.fd, blob.state_fd, *fds[1:]]
         number = self._executor.submit(worker, job, fds)

@@ -15,9 +15,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paralayer.compression import open_decoder
+from paralayer.compression import READ_SIZE, open_decoder
 from paralayer.engine.hiding import Hiding
-from paralayer.errors import DigestError, ImageError
+from paralayer.errors import DigestError, ImageError, LayerError
 from paralayer.growing import read_state
 from paralayer.table import Length, TableWriter
 from paralayer.tar.scanner import Scanner
@@ -192,6 +192,20 @@ class Decode:
                 got = f"{self.diff_id.algorithm}:{diff_id.hexdigest()}"
                 raise DigestError(self.where, "diff_id of the decoded layer", got, self.diff_id)
             yield Indexed(*state(), blob.identity, whole)
+        except LayerError:
+            # Bytes that are not those of the digest come first among all that can be wrong.
+            if self.digest is not None:
+                length = scanner.rows.table.length if scanner is not None else Length()
+                while True:
+                    while not blob.has(LOOKAHEAD):
+                        upto = blob.position + LOOKAHEAD
+                        yield BytesWanted(
+                            self.layer, announced, blob.position, length, orderly=False, upto=upto
+                        )
+                    if not blob.read(READ_SIZE):
+                        break
+                blob.check()
+            raise
         finally:
             blob.close()
 

@@ -76,7 +76,9 @@ class Serial:
             return None
         if not self._going:
             assert self._wake is not None, "something is to come"
-            select.select([self._wake], [], [])
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            poll.poll()
             return None
         number, answer = self._going.pop()
         run = self._runs[number]

@@ -8,7 +8,7 @@ duplicate keys mean the last one; unknown members are ignored.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from paralayer.errors import ImageError
@@ -17,8 +17,19 @@ from paralayer.image.descriptor import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from paralayer.image.descriptor import Digest
+
 DOCUMENT_LIMIT = 16 << 20
 """Size in bytes above which no document is read; registries accept 4 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as it is stored, with what its descriptor tells."""
+
+    media_type: str
+    digest: Digest
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from paralayer.errors import ImageError
@@ -10,8 +10,9 @@ from paralayer.image.descriptor import Digest, Platform
 
 if TYPE_CHECKING:
     from paralayer.growing import Growing
-    from paralayer.image.document import Value
+    from paralayer.image.document import Document, Value
     from paralayer.image.source import Blob
+    from paralayer.registry.client import RemoteBlob
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Layer:
     """0 is the oldest layer."""
     media_type: str
     """One of `media_type.LAYER_TYPES`; the blob's first bytes may tell otherwise, and they are right."""
-    blob: Blob | Growing
+    blob: Blob | Growing | RemoteBlob
     digest: Digest | None
     """Of the blob as stored; None where the source names none: then `diff_id` is what can be checked."""
     diff_id: Digest | None
@@ -41,6 +42,8 @@ class Image:
     created: str | None
     """The config's text, unparsed."""
     warnings: tuple[str, ...]
+    documents: tuple[Document, ...] = field(default=(), repr=False)
+    """Manifest and config as they are stored; nothing where the source has no manifest of this kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,27 @@ LAYER_TYPES = NON_DISTRIBUTABLE_TYPES | {
 }
 
 
+_OCI_TYPES = {
+    "application/vnd.docker.distribution.manifest.v2+json": "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.container.image.v1+json": "application/vnd.oci.image.config.v1+json",
+} | {
+    f"{docker}{'.' * bool(compression)}{compression}": f"{oci}{'+' * bool(compression)}{compression}"
+    for docker, oci in (
+        (DOCKER_LAYER, "application/vnd.oci.image.layer.v1.tar"),
+        (
+            "application/vnd.docker.image.rootfs.foreign.diff.tar",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        ),
+    )
+    for compression in ("", "gzip", "zstd")
+}
+
+
+def as_oci(media_type: str) -> str:
+    """Return OCI's name of what Docker has its own for, any other type as it is."""
+    return _OCI_TYPES.get(media_type, media_type)
+
+
 def check_layer_type(media_type: str, where: str) -> None:
     """Refuse whatever is no layer that can be read."""
     if media_type in LAYER_TYPES:

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from paralayer.image.descriptor import Platform
     from paralayer.image.image import Image
     from paralayer.image.source import Source
+    from paralayer.registry.access import Access
 
+_REMOTE = "docker://"
 _TRANSPORTS = ("oci", "oci-archive", "docker-archive")
 _OTHER_TRANSPORT = re.compile("docker|docker-daemon|containers-storage|dir|ostree|sif|tarball|https?")
 
 
-def open_image(source: str, *, platform: Platform | None = None, check: bool = True) -> Image:
+def open_image(
+    source: str, *, platform: Platform | None = None, check: bool = True, access: Access | None = None
+) -> Image:
     """Describe the image that `source` names, without reading its layers.
 
     `source` is ``oci:PATH[:NAME]``, ``oci-archive:PATH[:NAME]``, ``docker-archive:PATH[:NAME]`` or
@@ -33,12 +37,19 @@ def open_image(source: str, *, platform: Platform | None = None, check: bool = T
     colon that exists is. NAME is a tag, a Docker reference, ``@N`` for the Nth image from 0, or, in OCI layouts,
     ``@sha256:<hex>`` of a manifest or index.
 
+    ``docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST]`` is an image in a registry, reached as `access` says; its layers are
+    `RemoteBlob`, whose registry has no connection open. Its documents are checked in any case.
+
     A `platform` that no image is for is an error. Without one, this machine's is preferred, and a single image
     for another is taken with a warning. `check` verifies the digests of index, manifest and config and the
     sizes of all blobs; the digests of layers are left to whoever reads them.
 
     Everything that is wrong with the source is an `ImageError`.
     """
+    if source.startswith(_REMOTE):
+        from paralayer.registry.source import open_remote  # it loads an HTTP library
+
+        return open_remote(source, platform, access)
     prefix, _, rest = source.partition(":")
     transport = prefix if prefix in _TRANSPORTS else None
     path, name = _split(rest if transport else source)
@@ -76,7 +87,7 @@ def _open_source(path: str, given: str) -> tuple[Source, bool]:
     """Return what is at `path`, and whether it is a directory."""
     transport = given.partition(":")[0]
     if _OTHER_TRANSPORT.fullmatch(transport) and not os.path.lexists(path):
-        wanted = ", ".join(f"{known}:" for known in _TRANSPORTS)
+        wanted = ", ".join([_REMOTE, *(f"{known}:" for known in _TRANSPORTS)])
         raise ImageError(shown(given), f"cannot read from {transport}:", want=f"{wanted} or a path")
     with io_errors(shown(path)):
         status = os.stat(path)

@@ -122,6 +122,11 @@ def read_at(fd: int, size: int, offset: int, where: str) -> bytes:
 
 def read_document(blob: Blob, name: str, digest: Digest | None = None) -> Value:
     """Return the JSON document in `blob`; its bytes are checked against `digest`, if there is one."""
+    return parse_document(read_stored(blob, name, digest), name)
+
+
+def read_stored(blob: Blob, name: str, digest: Digest | None) -> bytes:
+    """Return the bytes of the document in `blob`; they are checked against `digest`, if there is one."""
     if blob.size > DOCUMENT_LIMIT:
         raise ImageError(name, "document is too large", f"{blob.size} bytes", f"at most {DOCUMENT_LIMIT}")
     fd = open_file(blob.path)
@@ -138,7 +143,7 @@ def read_document(blob: Blob, name: str, digest: Digest | None = None) -> Value:
             raise DigestError(
                 name, "digest of the stored bytes", f"{digest.algorithm}:{hasher.hexdigest()}", digest
             )
-    return parse_document(data, name)
+    return data
 
 
 @contextmanager

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from paralayer.engine.jobs import Event
+    from paralayer.registry.access import Access
     from paralayer.verify.source import Source
     from paralayer.verify.tree import Tree
 
@@ -38,6 +39,8 @@ class _Options:
     mount: bool
     check: bool
     newest: int | None
+    access: Access | None
+    cache: str | os.PathLike[str] | None
 
 
 def verify(
@@ -51,6 +54,8 @@ def verify(
     mount: bool = False,
     check: bool = True,
     newest: int | None = None,
+    access: Access | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Callable[[VerifyProgress], None] | None = None,
 ) -> VerifyReport:
     """Compare two trees: type, mode, owner, size, content, link target, hard links, xattrs, device numbers, times.
@@ -59,9 +64,9 @@ def verify(
     a directory. ``dir:PATH``, ``tar:PATH`` and ``squashfs:PATH`` beside ``oci:`` and the other prefixes of images say
     which; without one, what is there tells. What one side cannot hold is not compared, and named in the report.
 
-    `ignore` may have ``times``, ``owner`` and ``xattrs``. `jobs`, `memory`, `platform` and `check` are those of
-    `convert`, `newest` is the `mtime` that a conversion was given: it applies to images. `mount` lets the kernel, or
-    squashfuse, read squashfs files. `progress` is called in this thread.
+    `ignore` may have ``times``, ``owner`` and ``xattrs``. `jobs`, `memory`, `platform`, `check`,
+    `access` and `cache` are those of `convert`, `newest` is the `mtime` that a conversion was given: it applies to
+    images. `mount` lets the kernel, or squashfuse, read squashfs files. `progress` is called in this thread.
 
     Raises `ImageError` for what cannot be read or is not understood, `WorkerError`, and `ValueError` for arguments
     that make no sense.
@@ -84,6 +89,8 @@ def verify(
         mount,
         check,
         newest,
+        access,
+        cache,
     )
 
     def read(side: Side, source: str | os.PathLike[str] | Image) -> tuple[str, Tree]:
@@ -111,7 +118,7 @@ def _read(
             if found is not None:
                 _hash(found, options, advance)
                 return shown(source), found.tree
-        source = open_image(source, platform=options.platform, check=options.check)
+        source = open_image(source, platform=options.platform, check=options.check, access=options.access)
     return source.reference, _read_image(source, options, advance)
 
 
@@ -131,9 +138,9 @@ def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]
 
 
 def _read_image(image: Image, options: _Options, advance: Callable[[int, int], None]) -> Tree:
-    from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.conversion import convert_layers
-    from paralayer.engine.jobs import Finished
+    from paralayer.engine.jobs import Finished, Indexed
+    from paralayer.fetching import fetch
     from paralayer.survivors import Rules
     from paralayer.verify.image import TreeSink
 
@@ -144,9 +151,11 @@ def _read_image(image: Image, options: _Options, advance: Callable[[int, int], N
         assert not isinstance(event, Finished)
         read[event.layer] = max(read[event.layer], event.read)
         advance(sum(read), sum(sizes))
+        if isinstance(event, Indexed) and options.check:
+            arrivals.accept(event.layer)
 
     sink = TreeSink()
-    with Arrivals.of(image.layers) as arrivals:
+    with fetch(image, memory=options.memory, cache=options.cache) as arrivals:
         convert_layers(
             arrivals,
             sink,

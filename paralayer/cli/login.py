@@ -1,0 +1,56 @@
+"""``paralayer login`` and ``paralayer logout``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from paralayer.cli.options import access, access_options
+from paralayer.cli.terminal import interrupts
+
+
+@click.command("login", short_help="Keep who you are at a registry, as docker does.")
+@click.option("-u", "--username", metavar="USER", help="Asked for where it is not given.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@access_options
+@click.argument("registry", metavar="[HOST[:PORT]]", default="docker.io")
+def login_command(registry: str, *, username: str | None, password_stdin: bool, **reached: Any) -> None:
+    """Log in at a registry, Docker Hub by default, and keep that where docker and podman look for it as well.
+
+    \b
+    Example:
+      pass show registry | paralayer login -u me --password-stdin registry.example.org
+    """
+    from paralayer.registry.client import check_login
+    from paralayer.registry.credentials import Credentials, store
+    from paralayer.registry.reference import parse_host
+
+    host = parse_host(registry, "login")
+    if password_stdin:
+        if username is None:
+            raise click.UsageError("--password-stdin needs --username")
+        password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    else:
+        username = username or click.prompt("Username", err=True)
+        password = click.prompt("Password", hide_input=True, err=True)
+    if not username or not password:
+        raise click.UsageError("user name and password must not be empty")
+    found = Credentials(username, password)
+    with interrupts():
+        check_login(host, found, access(**reached))
+        place = store(host, found)
+    click.echo(f"logged in at {host}, kept in {place}", err=True)
+
+
+@click.command("logout", short_help="Forget who you are at a registry.")
+@click.argument("registry", metavar="[HOST[:PORT]]", default="docker.io")
+def logout_command(registry: str) -> None:
+    """Forget who you are at a registry, Docker Hub by default, wherever that is kept."""
+    from paralayer.registry.credentials import erase
+    from paralayer.registry.reference import parse_host
+
+    host = parse_host(registry, "logout")
+    places = erase(host)
+    click.echo(f"logged out at {host}: {', '.join(places) or 'nothing was kept'}", err=True)
