@@ -252,7 +252,7 @@ def convert_arrivals(
     clock: Clock,
 ) -> ConversionResult:
     """Convert layers as they arrive; `verify` looks at what comes out. See `convert`."""
-    from paralayer.engine.conversion import convert_layers
+    from paralayer.engine.attempts import convert_layers
     from paralayer.engine.limits import default_budget, usable_cpus
     from paralayer.engine.peak import Peak
     from paralayer.survivors import Rules

@@ -194,9 +194,7 @@ class StreamingPacker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._arrivals.fail(_aborted())
-        await asyncio.shield(asyncio.to_thread(self._abort))
-        assert self._threads is not None
-        self._threads.shutdown(wait=False)
+        await asyncio.shield(asyncio.to_thread(self._end))
 
     def _give(self, index: int) -> LayerMeta:
         if not 0 <= index < len(self._layers):
@@ -209,6 +207,11 @@ class StreamingPacker:
 
     def _size_wanted(self, meta: LayerMeta) -> int | None:
         return meta.size if self._check else None
+
+    def _end(self) -> None:
+        self._abort()
+        assert self._threads is not None
+        self._threads.shutdown()  # nobody waits in there any more
 
     def _abort(self) -> None:
         self._abandon.detach()
@@ -308,7 +311,9 @@ class AsyncStreamingPacker:
 
     async def finish(self) -> ConversionResult:
         """See `StreamingPacker.finish`."""
-        return await asyncio.shield(asyncio.wrap_future(self._packer.finishing()))
+        result = asyncio.wrap_future(self._packer.finishing())
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits any more
+        return await asyncio.shield(result)
 
 
 class AsyncLayerWriter:

@@ -18,7 +18,7 @@ LAYERS = [
     ["paralayer.convert", "paralayer.display"],
     ["paralayer.verify"],
     ["paralayer.fetching", "paralayer.downloading"],
-    ["paralayer.engine.conversion", "paralayer.engine.pool", "paralayer.engine.worker"],
+    ["paralayer.engine.attempts", "paralayer.engine.conversion", "paralayer.engine.pool", "paralayer.engine.worker"],
     ["paralayer.sinks"],
     ["paralayer.engine"],
     ["paralayer.survivors", "paralayer.tar.writer"],

@@ -306,6 +306,20 @@ def test_threads_share_a_token(with_tokens: RegistryServer, tokens: TokenServer,
     assert len(tokens.requests) == 1
 
 
+def test_who_comes_late_gets_the_token_that_is_there(
+    with_tokens: RegistryServer, tokens: TokenServer
+) -> None:
+    headers = [f'Bearer realm="{tokens.realm}",service="registry"']
+    with connect(with_tokens.address) as registry:
+        authorizer = registry._endpoints[-1].authorizer
+        first = authorizer.renew(headers, None)
+        assert first == f"Bearer {tokens.tokens[0]}"
+        assert authorizer.renew(headers, None) == first
+        assert authorizer.renew(headers, "Bearer older") == first
+        assert len(tokens.requests) == 1
+        assert authorizer.renew(headers, first) == f"Bearer {tokens.tokens[1]}"
+
+
 def test_token_is_had_over_tls(plain: RegistryServer, tokens: TokenServer, tmp_path: Path) -> None:
     authority = make_authority(tmp_path)
     with serve_registry(

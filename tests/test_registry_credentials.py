@@ -224,6 +224,14 @@ def test_file_that_is_broken_is_named(title: str, tmp_path: Path) -> None:
     assert "c2VjcmV0" not in str(caught.value)
 
 
+def test_file_of_any_size_is_not_read(tmp_path: Path) -> None:
+    docker(tmp_path).parent.mkdir()
+    with open(docker(tmp_path), "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match=r"config.json: file is too large"):
+        find("h.x")
+
+
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     docker(tmp_path).mkdir(parents=True)
     with pytest.raises(ImageError, match=r"config.json: file type: got a directory"):
@@ -432,13 +440,13 @@ def test_user_name_with_a_colon_is_refused() -> None:
 
 
 def test_logins_at_the_same_time_are_all_kept() -> None:
-    registries = [f"h{i}.x" for i in range(16)]
+    registries = [f"h{i}.x" for i in range(40)]
     threads = [threading.Thread(target=store, args=(registry, USER)) for registry in registries]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [find(registry) for registry in registries] == [USER] * 16
+    assert [find(registry) for registry in registries] == [USER] * 40
 
 
 @pytest.mark.requires("skopeo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,6 +142,15 @@ def test_digest_chooses_without_a_tag(name: str, layouts: dict[str, Layout], ser
         for tag in ("", ":absent"):
             found = open_image(f"docker://{server.address}/some/{name}{tag}@{digest}")
             assert described(found) == described(want)
+
+
+def test_image_has_no_connection(server: RegistryServer) -> None:
+    turn = threading.Event()
+    with Proxy(server.address) as proxy:
+        image = open_image(f"docker://{proxy.address}/some/one:tag")
+        while any(thread.name == "proxied" for thread in threading.enumerate()):
+            turn.wait(0.001)
+    assert len(image.layers) == 3
 
 
 def test_each_document_is_asked_for_once(server: RegistryServer) -> None:

@@ -14,23 +14,21 @@ released behind it. The rules of memory:
 
 Nothing of this changes the output, only when its bytes are written. Two things are taken for granted while output
 flows early: that the frontier stays orderly enough (see `paralayer.overlay`), and that the root's entry is where a
-look at the layers' beginnings found it (only a sink that needs the root first). When either turns out wrong, OverturnedError: then do it once more with a
-sink that has forgotten everything, without `early`. An ordered sink cannot forget; for it, every layer is indexed
-before it is written, and all are before the first byte.
+look at the layers' beginnings found it (where a sink needs the root first). When either turns out wrong, there is an
+OverturnedError, and `paralayer.engine.attempts` begins again with a sink that has forgotten everything. For a sink that
+cannot forget, every layer is indexed before the first byte is written.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import Entries
 from paralayer.engine.hiding import HidingPaths
 from paralayer.engine.jobs import (
-    LOOKAHEAD,
-    Arriving,
     BytesWanted,
     Decode,
     Event,
@@ -40,22 +38,18 @@ from paralayer.engine.jobs import (
     Waiting,
 )
 from paralayer.engine.memory import Budget, LayerStream
-from paralayer.engine.peek import root_entry, root_in
-from paralayer.engine.plan import next_layer, processes
-from paralayer.engine.serial import Serial
-from paralayer.growing import Growing
-from paralayer.image import Blob
+from paralayer.engine.peek import Beginnings
+from paralayer.engine.plan import next_layer
+from paralayer.engine.reading import Reading
 from paralayer.overlay import Overlay, OverturnedError, Survivors
 from paralayer.survivors import Rules, gather, gather_root
-from paralayer.table import Length, Table
+from paralayer.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from paralayer.engine.arrivals import Arrivals
-    from paralayer.engine.peak import Peak
     from paralayer.engine.serial import Executor
-    from paralayer.image import Layer
     from paralayer.sinks.sink import Placed, Sink, SinkJob
 
 
@@ -74,100 +68,8 @@ class Counts:
     second_readings: int = 0
 
 
-@dataclass(slots=True)
-class _Reading:
-    """What is known of a layer, and where its decoded bytes are."""
-
-    layer: Layer
-    where: str
-    stream: LayerStream | None = None
-    table_fd: int | None = None
-    length: Length = field(default_factory=Length)  # of the table, published
-    flowed: Length = field(default_factory=Length)  # of the table, resolved already
-    flowed_bytes: int = 0  # decoded by then
-    orderly: bool = False  # as far as published
-    job: int | None = None  # that decodes it now
-    window: bool = False  # bytes are taken as they come
-    identity: tuple[int, ...] | None = None
-    whole: bool = True  # nothing was left out of the stream because it is hidden
-    stale: bool = False  # something of that is needed after all: what is not taken yet is to be read again
-    placed: list[Placed] = field(default_factory=list)  # batches whose data is not taken yet
-    jobs: list[SinkJob] = field(default_factory=list)  # of the sink, not finished
-    resolved: bool = False  # all its survivors are placed
-    finished: bool = False
-
-    @property
-    def grows(self) -> bool:
-        """Whether its blob is not all there yet."""
-        return isinstance(self.layer.blob, Growing) and not self.layer.blob.complete
-
-    def has(self, offset: int) -> bool:
-        """Say whether the stream has, or will have, what is from there on."""
-        return self.stream is not None and offset >= self.stream.released and not self.stale
-
-
-def convert_layers(
-    arrivals: Arrivals,
-    sink: Sink,
-    rules: Rules,
-    *,
-    jobs: int,
-    memory: int,
-    check: bool = True,
-    check_diff_ids: bool = False,
-    peak: Peak | None = None,
-    observe: Callable[[Event], None] = lambda _: None,
-    finished: Callable[[int], None] = lambda _: None,
-) -> Counts:
-    """Convert the layers that arrive into `sink`, with so many jobs and bytes of memory; the sink is to be completed.
-
-    `check` is of blob digests, `check_diff_ids` of decoded streams. `observe` gets every event of a decode job,
-    `finished` the number of a layer of which nothing is needed any more.
-    """
-    workers = max(1, processes(jobs, arrivals.sizes))
-
-    def attempt(*, early: bool) -> Counts:
-        with open_executor(jobs, arrivals.sizes) as executor:
-            conversion = Conversion(
-                arrivals,
-                sink,
-                executor,
-                Budget(memory, workers),
-                rules,
-                jobs=workers,
-                check=check,
-                check_diff_ids=check_diff_ids,
-                early=early,
-                observe=observe,
-                finished=finished,
-            )
-            if peak is not None:
-                peak.watch(executor.pids(), conversion.stored)
-            return conversion.run()
-
-    early = True
-    while True:
-        try:
-            return attempt(early=early)
-        except OverturnedError as error:
-            sink.restart()
-            rules.dropped.clear()
-            arrivals.again()
-            early = isinstance(error, _RootArrived)
-
-
-class _RootArrived(OverturnedError):  # noqa: N818 - not an error of anybody's
+class RootArrived(OverturnedError):  # noqa: N818 - not an error of anybody's
     """A layer came that has the root's entry, when output had started without."""
-
-
-def open_executor(jobs: int, sizes: Sequence[int | None]) -> Executor:
-    """Return what does the work on blobs, or whatever it is, of these sizes."""
-    workers = processes(jobs, sizes)
-    if not workers:
-        return Serial()
-    from paralayer.engine.pool import Pool
-
-    return Pool(workers)
 
 
 class Conversion:
@@ -203,23 +105,23 @@ class Conversion:
         self._overlay = Overlay(arrivals.count)
         self._hiding = HidingPaths()
         self._tables: list[Table | None] = [None] * arrivals.count
-        self._readings: dict[int, _Reading] = {}  # by layer: those that have come
+        self._readings: dict[int, Reading] = {}  # by layer: those that have come
         self._waiting: list[int] = []  # layers that have come and were not begun
         self._workers: dict[int, int] = {}  # job → worker
-        self._decoding: dict[int, _Reading] = {}  # by job
-        self._blocked: dict[int, _Reading] = {}  # by job: waits for memory
-        self._starved: dict[int, tuple[_Reading, int]] = {}  # by job: waits for so many bytes
+        self._decoding: dict[int, Reading] = {}  # by job
+        self._blocked: dict[int, Reading] = {}  # by job: waits for memory
+        self._starved: dict[int, tuple[Reading, int]] = {}  # by job: waits for so many bytes
         self._held: list[
             tuple[Survivors, bool]
         ] = []  # until the root is known; whether they complete their layer
         self._root: tuple[int, int] | None = None  # as the sink has it
         self._rooted = False
-        self._heads: dict[int, Table | None] = {}  # by layer: the root's entry, if the layer begins with it
+        self._beginnings = Beginnings(arrivals, self._readings)
         self._guessing = False  # that layers which have not come have no entry of the root
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
         self._due: dict[int, None] = {}  # layers, in this order, of whose data there may be some to take
-        self._packs: deque[tuple[_Reading, SinkJob]] = deque()
-        self._packing: dict[int, tuple[_Reading, SinkJob]] = {}  # by job
+        self._packs: deque[tuple[Reading, SinkJob]] = deque()
+        self._packing: dict[int, tuple[Reading, SinkJob]] = {}  # by job
 
     def run(self) -> Counts:
         """Do it; the sink is complete but for its commit."""
@@ -264,18 +166,18 @@ class Conversion:
         """Return the bytes in memory of decoded layers, and of what the sink has not written yet."""
         readings = self._readings.values()
         streams = [reading.stream for reading in readings if reading.stream is not None]
-        growing = [blob for reading in readings if isinstance(blob := reading.layer.blob, Growing)]
+        growing = [reading.growing for reading in readings if reading.growing is not None]
         return sum(part.present for part in streams) + sum(part.present for part in growing) + self._sink.held
 
     # Layers and bytes in
 
     def _arrive(self) -> None:
         for layer in self._arrivals.take():
-            self._readings[layer.index] = _Reading(layer, f"layer {layer.index} ({_short(layer)})")
+            self._readings[layer.index] = Reading(layer)
             self._waiting.append(layer.index)
             self._check_guess(layer.index)
         for job, (reading, upto) in list(self._starved.items()):
-            if _growing(reading).want(upto):
+            if reading.growing is not None and reading.growing.want(upto):
                 del self._starved[job]
                 self._check_guess(reading.layer.index)
                 self._executor.answer(job, None)
@@ -283,8 +185,8 @@ class Conversion:
     def _check_guess(self, layer: int) -> None:
         """Start over if a layer that has come now has a newer entry of the root than output started with."""
         newer = self._root is None or layer > self._root[0]
-        if self._guessing and newer and self._look(layer) and self._heads[layer] is not None:
-            raise _RootArrived
+        if self._guessing and newer and self._beginnings.root_of(layer) is not None:
+            raise RootArrived
 
     # Jobs out
 
@@ -323,7 +225,7 @@ class Conversion:
                 reading.jobs = [unfinished for unfinished in reading.jobs if unfinished.begin is not None]
                 self._release(reading)
 
-    def _read(self, worker: int, reading: _Reading) -> None:
+    def _read(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
         reading.stream = LayerStream(layer.index)
         reading.table_fd = os.memfd_create(f"table-{layer.index}", os.MFD_CLOEXEC)
@@ -333,14 +235,14 @@ class Conversion:
             layer.index,
             reading.where,
             layer.media_type,
-            _description(layer),
+            reading.blob,
             reading.stream.granted,
             digest=layer.digest if self._check else None,
             diff_id=layer.diff_id if check_diff_id else None,
         )
         self._start(worker, reading, job, [reading.stream.fd, reading.table_fd, self._hiding.fd])
 
-    def _read_again(self, worker: int, reading: _Reading) -> None:
+    def _read_again(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
         self.counts.second_readings += 1
         reading.window, reading.stale = True, False
@@ -350,16 +252,16 @@ class Conversion:
             layer.index,
             reading.where,
             layer.media_type,
-            _description(layer),
+            reading.blob,
             reading.stream.granted,
             identity=reading.identity,
             until=max(placed.until for placed in self._served(reading)),
         )
         self._start(worker, reading, job, [reading.stream.fd])
 
-    def _start(self, worker: int, reading: _Reading, job: Decode, fds: Sequence[int]) -> None:
-        blob = reading.layer.blob
-        if isinstance(blob, Growing):
+    def _start(self, worker: int, reading: Reading, job: Decode, fds: Sequence[int]) -> None:
+        blob = reading.growing
+        if blob is not None:
             if blob.spent:
                 assert blob.again is not None
                 blob = blob.again()
@@ -372,7 +274,7 @@ class Conversion:
         self._workers[number] = worker
         self._decoding[number] = reading
 
-    def _next_dropped(self) -> _Reading | None:
+    def _next_dropped(self) -> Reading | None:
         """Return the next layer that must be read again, and can be."""
         for _, reading in sorted(self._readings.items(), reverse=True):
             if reading.job is not None or not self._takers(reading):
@@ -398,8 +300,8 @@ class Conversion:
             self._leave_blob(reading)
             self._release(reading)
             return
-        if isinstance(reading.layer.blob, Growing):
-            reading.layer.blob.consume(event.read)
+        if reading.growing is not None:
+            reading.growing.consume(event.read)
         if reading.stream is not None:
             reading.stream.decoded = event.decoded
         self._observe(event)
@@ -421,7 +323,7 @@ class Conversion:
             self._starved[job] = reading, event.upto
             self._arrivals.wake()
 
-    def _index(self, reading: _Reading, event: Indexed) -> None:
+    def _index(self, reading: Reading, event: Indexed) -> None:
         index = reading.layer.index
         assert reading.table_fd is not None
         reading.window = False  # all that is decoded is there
@@ -465,7 +367,7 @@ class Conversion:
         if not self._overlay.done and self._overlay.turn in self._readings:
             self._flow(self._readings[self._overlay.turn], now=True)
 
-    def _flow(self, reading: _Reading, *, now: bool) -> None:
+    def _flow(self, reading: Reading, *, now: bool) -> None:
         """Resolve what is published of the frontier; unless it must be `now`, when there is enough to make it pay."""
         if not self._early or not reading.orderly or reading.layer.index != self._overlay.turn:
             return
@@ -495,13 +397,10 @@ class Conversion:
         if root is None and not self._overlay.done:
             if not self._early:
                 return False
-            for layer in reversed(range(self._arrivals.count)):
-                if not self._look(layer):
-                    if not self._guessing:
-                        return False
-                elif (table := self._heads[layer]) is not None:
-                    root = layer, 0
-                    break
+            known, layer, table = self._beginnings.newest_root(guessing=self._guessing)
+            if not known:
+                return False
+            root = None if table is None else (layer, 0)
         self._give_root(root, table)
         return True
 
@@ -512,19 +411,6 @@ class Conversion:
             table = self._tables[root[0]]
         batch = gather_root(table, root[1] if root is not None else 0, self._rules)
         self._sink.root(batch, explicit=root is not None)
-
-    def _look(self, layer: int) -> bool:
-        """Look at how a layer begins, if that can be seen already."""
-        if layer in self._heads:
-            return True
-        reading = self._readings.get(layer)
-        if reading is not None and (
-            not isinstance(reading.layer.blob, Growing) or reading.layer.blob.has(LOOKAHEAD)
-        ):
-            self._heads[layer] = root_entry(reading.layer)
-        elif (head := self._arrivals.head(layer)) is not None:
-            self._heads[layer] = root_in(layer, *head)
-        return layer in self._heads
 
     def _guess_root(self) -> bool:
         """Let output start without looking at all layers; say whether that changes anything."""
@@ -552,13 +438,13 @@ class Conversion:
         for reading in touched:
             self._take(reading)
 
-    def _takers(self, reading: _Reading) -> list[Placed]:
+    def _takers(self, reading: Reading) -> list[Placed]:
         """Return the batches of a layer whose data can be taken now."""
         if self._sink.ordered:
             return [self._order[0]] if self._order and self._order[0] in reading.placed else []
         return reading.placed
 
-    def _served(self, reading: _Reading) -> list[Placed]:
+    def _served(self, reading: Reading) -> list[Placed]:
         """Return the batches of a layer that get their data while it passes through a window once."""
         if not self._sink.ordered:
             return reading.placed
@@ -570,7 +456,7 @@ class Conversion:
                 served.append(placed)
         return served
 
-    def _is_served_next(self, frontier: _Reading) -> bool:
+    def _is_served_next(self, frontier: Reading) -> bool:
         """Say whether everything before the frontier can be taken without reading any layer again."""
         return not self._sink.ordered or all(
             placed.needs is None
@@ -579,7 +465,7 @@ class Conversion:
             for placed in self._order
         )
 
-    def _take(self, reading: _Reading) -> None:
+    def _take(self, reading: Reading) -> None:
         """Let the sink take what is there of a layer's data, soon."""
         self._due[reading.layer.index] = None
 
@@ -605,7 +491,7 @@ class Conversion:
                 self._take(reading)  # there may be more
         self._release(reading)
 
-    def _release(self, reading: _Reading) -> None:
+    def _release(self, reading: Reading) -> None:
         """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""
         stream = reading.stream
         idle = reading.job is None and not reading.jobs and reading.layer.index not in self._due
@@ -667,28 +553,11 @@ class Conversion:
             or (frontier.job is not None and frontier.job not in self._blocked)
         )
 
-    def _close_stream(self, reading: _Reading) -> None:
+    def _close_stream(self, reading: Reading) -> None:
         if reading.stream is not None:
             self._budget.free(reading.stream.close())
             reading.stream = None
 
-    def _leave_blob(self, reading: _Reading) -> None:
-        if isinstance(reading.layer.blob, Growing):
-            reading.layer.blob.leave()
-
-
-def _growing(reading: _Reading) -> Growing:
-    assert isinstance(reading.layer.blob, Growing)
-    return reading.layer.blob
-
-
-def _description(layer: Layer) -> Blob | Arriving:
-    """Return what a worker is told of a blob."""
-    if isinstance(layer.blob, Growing):
-        return Arriving()
-    assert isinstance(layer.blob, Blob)
-    return layer.blob
-
-
-def _short(layer: Layer) -> str:
-    return f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}" if layer.digest else layer.media_type
+    def _leave_blob(self, reading: Reading) -> None:
+        if reading.growing is not None:
+            reading.growing.leave()

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from paralayer.errors import ImageError
 from paralayer.image.descriptor import shown
-from paralayer.image.source import Blob, check_regular, io_errors, read_document
+from paralayer.image.document import DOCUMENT_LIMIT, parse_document
+from paralayer.image.source import check_regular, io_errors, open_file, read_at
 from paralayer.registry.reference import DOCKER_HUB
 
 if TYPE_CHECKING:
@@ -139,7 +140,14 @@ def _read(path: str) -> Value | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     check_regular(status, shown(path))
-    document = read_document(Blob(path, 0, status.st_size), shown(path))
+    fd = open_file(path)  # a login elsewhere may put another file in its place from here on
+    try:
+        data = read_at(fd, DOCUMENT_LIMIT + 1, 0, shown(path))
+    finally:
+        os.close(fd)
+    if len(data) > DOCUMENT_LIMIT:
+        raise ImageError(shown(path), "file is too large", want=f"at most {DOCUMENT_LIMIT} bytes")
+    document = parse_document(data, shown(path))
     for name in ("auths", "credHelpers"):
         if (member := document.get(name)) is not None and not isinstance(member.raw, dict):
             raise member.error("something else", "an object")

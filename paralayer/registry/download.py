@@ -157,6 +157,7 @@ class Downloads:
             with self._changed:
                 if self._stopping.is_set():
                     return
+                self._stopping.set()
                 self._error = error
             self._stop()
             self._on_error(error)
@@ -203,7 +204,8 @@ class Downloads:
                 delay = self._registry.delay(failures, error.retry_after_seconds)
                 if delay is None:
                     where = self._blobs[segment.blob].where
-                    raise RegistryError(where, f"{error.what}, {failures} times in a row") from error
+                    what = f"{error.what}, {failures} times in a row" if failures > 1 else error.what
+                    raise RegistryError(where, what) from error
                 if self._stopping.wait(delay):
                     raise _Stopped from None
             else:

@@ -123,7 +123,7 @@ def _read(
 
 
 def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]) -> None:
-    from paralayer.engine.conversion import open_executor
+    from paralayer.engine.attempts import open_executor
     from paralayer.verify.work import work
 
     done = 0
@@ -138,7 +138,7 @@ def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]
 
 
 def _read_image(image: Image, options: _Options, advance: Callable[[int, int], None]) -> Tree:
-    from paralayer.engine.conversion import convert_layers
+    from paralayer.engine.attempts import convert_layers
     from paralayer.engine.jobs import Finished, Indexed
     from paralayer.fetching import fetch
     from paralayer.survivors import Rules
