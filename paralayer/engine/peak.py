@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,17 +21,14 @@ class Peak:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._processes: list[Any] = []
+        self._pids: Sequence[int] = ()
         self._stored: Callable[[], int] = int
         self._next = 0.0
 
     def watch(self, pids: Sequence[int], stored: Callable[[], int]) -> None:
         """Look at these workers from now on; `stored` returns the bytes of decoded layers."""
         self._stored = stored
-        if pids:
-            import psutil
-
-            self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
+        self._pids = pids
 
     def sample(self) -> None:
         """Look, unless that was done a moment ago."""
@@ -38,16 +36,19 @@ class Peak:
         if now < self._next:
             return
         self._next = now + _SAMPLE_SECONDS
-        if self._processes:
-            import psutil
-
+        if self._pids:
             try:
-                used = sum(process.memory_full_info().pss for process in self._processes)
-            except psutil.Error:
+                used = sum(map(_proportional_set, [os.getpid(), *self._pids]))
+            except OSError:
                 return  # one of them is ending
         else:
             used = _largest_resident_set()
         self.bytes = max(self.bytes, used + self._stored())
+
+
+def _proportional_set(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) << 10
 
 
 def _largest_resident_set() -> int:
