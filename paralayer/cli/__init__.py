@@ -74,4 +74,5 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         click.echo(f"paralayer: error: standard output: {error.strerror}", err=True)
         sys.exit(CANNOT_COMPARE if sys.argv[1:2] == ["verify"] else 1)
-    sys.exit(status if isinstance(status, int) else 0)
+    # All text is out: `click.echo` flushes. What is left is an interpreter that takes itself apart for 20 ms.
+    os._exit(status if isinstance(status, int) else 0)
