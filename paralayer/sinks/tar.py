@@ -22,7 +22,7 @@ import numpy as np
 
 from paralayer.errors import SinkError
 from paralayer.sinks.output import Output, start_writeback
-from paralayer.sinks.window import LARGE, Window
+from paralayer.sinks.window import LARGE, Window, reach
 from paralayer.table import FILE, HARDLINK, ROW
 from paralayer.tar.header import padding
 from paralayer.tar.writer import END, pack_headers, pack_links
@@ -65,6 +65,7 @@ class _TarBatch:
     data: list[int]
     stored: list[int]
     sizes: list[int]
+    reach: list[int]  # see `window`
     sparse: dict[int, list[_Extent]]
     index: int = 0
     done: int = 0
@@ -116,11 +117,14 @@ class TarSink:
         rows = batch.rows
         headers, offsets = pack_headers(batch)
         has_data = (rows["kind"] == FILE) & (rows["stored"] > 0)
-        ends = np.where(has_data, rows["data"] + rows["stored"], 0)
+        ends = rows["data"] + rows["stored"]
+        small = np.flatnonzero(has_data & (rows["stored"] < LARGE))
+        reaches = np.zeros(len(rows), np.int64)
+        reaches[small] = reach(rows["data"][small], ends[small])
         placed = _TarBatch(
             layer=batch.layer,
             needs=int(rows["data"][has_data][0]) if has_data.any() else None,
-            until=int(ends.max(initial=0)),
+            until=int(ends[has_data].max(initial=0)),
             position=self._end,
             headers=headers,
             header_offsets=offsets.tolist(),
@@ -128,6 +132,7 @@ class TarSink:
             data=rows["data"].tolist(),
             stored=rows["stored"].tolist(),
             sizes=rows["size"].tolist(),
+            reach=reaches.tolist(),
             sparse={index: _holes(batch, index) for index in np.flatnonzero(rows["sparse"] > 0).tolist()},
         )
         self._end += len(headers) + sum(size + padding(size) for size in placed.sizes if size)
@@ -234,7 +239,7 @@ class TarSink:
                 if not window.has(begin, end):
                     self._put(pieces)
                     pieces = []
-                    window.fill(fd, begin, min(upto, placed.until))
+                    window.fill(fd, begin, min(upto, placed.reach[index]))
                 pieces.append(headers[offsets[first] : offsets[index + 1]])
                 pieces.append(window.view(begin, end))
                 if length % 512:

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LARGE = 128 << 10
 """Bytes from which on the kernel had better send an extent: that is half the CPU of copying it through a buffer. Below,
 one system call for many extents beats one for each."""
+
+_GAP = 64 << 10  # bytes between two extents; to read them costs what another system call does
+
+
+def reach(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[int]:
+    """Return for each extent up to where it pays to read when it is read: to the end of those that follow closely."""
+    gaps = begins[1:] - ends[:-1]
+    last = np.append(np.flatnonzero((gaps < 0) | (gaps > _GAP)), len(ends) - 1)
+    stops: list[int] = ends[last[np.searchsorted(last, np.arange(len(ends)))]].tolist()
+    return stops
 
 
 class Window:

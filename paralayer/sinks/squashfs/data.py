@@ -19,7 +19,7 @@ import numpy as np
 
 from paralayer.engine.jobs import Finished, Run
 from paralayer.sinks.squashfs.compressor import Compressor
-from paralayer.sinks.window import Window
+from paralayer.sinks.window import Window, reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,23 +60,23 @@ class PackFiles:
         output, stream = fds
         packer = _Packer(self.settings, output)
         size = self.settings.block_size
-        parts = array("q", self.parts)
-        stop = max(map(sum, zip(parts[::3], parts[1::3], strict=True)))
+        parts = np.frombuffer(self.parts, "<i8").reshape(-1, 3)
+        begins, ends = parts[:, 0], parts[:, 0] + parts[:, 1]
         window = Window()
-        for index in range(0, len(parts), 3):
-            at, length, blocks = parts[index : index + 3]
-            end = at + length
+        for index, (begin, end, blocks, stop) in enumerate(
+            zip(begins.tolist(), ends.tolist(), parts[:, 2].tolist(), reach(begins, ends), strict=True)
+        ):
             for number in range(blocks + 1):
+                at = begin + number * size
                 until = min(at + size, end)
-                if until == at:
+                if until <= at:
                     break
                 if not window.has(at, until):
                     window.fill(stream, at, stop)
                 if number < blocks:
                     packer.pack(window.view(at, until))
                 else:
-                    packer.add_tail(index // 3, window.view(at, until))
-                at = until
+                    packer.add_tail(index, window.view(at, until))
         yield Finished(packer.result())
 
 
@@ -140,21 +140,22 @@ class PackFragments:
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`; the result are the words."""
         output, stream = fds
-        fragments, tails = array("q", self.fragments), array("q", self.tails)
+        fragments = array("q", self.fragments)
+        tails = np.frombuffer(self.tails, "<i8").reshape(-1, 2)
+        begins, ends = tails[:, 0], tails.sum(axis=1)
         carried = os.pread(output, sum(fragments[::2]), 0)
         packer = _Packer(self.settings, output)
-        begins, lengths = iter(tails[::2]), iter(tails[1::2])
-        stop = max(map(sum, zip(tails[::2], tails[1::2], strict=True)), default=0)
+        extents = zip(begins.tolist(), ends.tolist(), reach(begins, ends), strict=True)
         window = Window()
         used = 0
         for size, count in zip(fragments[::2], fragments[1::2], strict=True):
             pieces: list[bytes | memoryview] = [carried[used : used + size]]
             used += size
-            for at, length in islice(zip(begins, lengths, strict=True), count):
-                if not window.has(at, at + length):
+            for at, end, stop in islice(extents, count):
+                if not window.has(at, end):
                     pieces = [b"".join(pieces)]
                     window.fill(stream, at, stop)
-                pieces.append(window.view(at, at + length))
+                pieces.append(window.view(at, end))
             packer.put(b"".join(pieces))
         yield Finished(packer.result()[0])
 
