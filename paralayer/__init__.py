@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from paralayer.convert import (
     ConversionResult,
-    ImageSpec,
-    PackerProgress,
     convert,
     convert_dir,
     convert_mksquashfs,
@@ -29,6 +27,8 @@ from paralayer.errors import (
     WorkerError,
 )
 from paralayer.image import Image, Layer, Platform, open_image
+from paralayer.progress import PackerProgress
+from paralayer.spec import ImageSpec
 from paralayer.verify import Difference, VerifyProgress, VerifyReport, verify
 
 if TYPE_CHECKING:

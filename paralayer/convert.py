@@ -9,125 +9,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from paralayer.errors import SinkError
 from paralayer.image import Blob, Image, Platform, open_image
+from paralayer.progress import Reporter
+from paralayer.spec import ImageSpec
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.jobs import Event
+    from paralayer.progress import PackerProgress
     from paralayer.registry.access import Access
     from paralayer.sinks.mksquashfs import Mksquashfs
     from paralayer.sinks.sink import Sink
-
-Format = Literal["tar", "directory", "squashfs"]
-Engine = Literal["paralayer", "mksquashfs"]
+    from paralayer.spec import Format
 
 _LATEST = (1 << 32) - 1  # seconds since the epoch that a squashfs can hold
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSpec:
-    """What to make of an image, and where.
-
-    Use the constructors that name the format. `force` replaces an existing output, at the end and at once. `mtime`,
-    in seconds since the epoch, is the latest modification time that anything in the output may have: later ones
-    become it.
-    """
-
-    format: Format
-    path: str | None
-    force: bool = False
-    mtime: int | None = None
-    compression: str = "zstd"
-    block_size: int = 128 << 10
-    fragments: bool = True
-    dedup: bool = True
-    exports: bool = True
-    pad: bool = True
-    engine: Engine = "paralayer"
-    mksquashfs: str | None = None
-
-    @classmethod
-    def tar(
-        cls, path: str | os.PathLike[str] | None, *, force: bool = False, mtime: int | None = None
-    ) -> ImageSpec:
-        """Describe a flat tar archive; None writes it to standard output."""
-        return cls("tar", None if path is None else os.fspath(path), force, mtime)
-
-    @classmethod
-    def directory(
-        cls, path: str | os.PathLike[str], *, force: bool = False, mtime: int | None = None
-    ) -> ImageSpec:
-        """Describe a directory with the tree itself."""
-        return cls("directory", os.fspath(path), force, mtime)
-
-    @classmethod
-    def squashfs(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        force: bool = False,
-        mtime: int | None = None,
-        compression: str = "zstd",
-        block_size: int = 128 << 10,
-        fragments: bool = True,
-        dedup: bool = True,
-        exports: bool = True,
-        pad: bool = True,
-        engine: Engine = "paralayer",
-        mksquashfs: str | None = None,
-    ) -> ImageSpec:
-        """Describe a squashfs image.
-
-        `compression` is zstd, gzip, xz, lz4 or none, with `:LEVEL` for the first two. Blocks have `block_size` bytes, a
-        power of two from 4 KiB to 1 MiB; else ValueError. With `fragments`, tail ends of files share blocks; with `dedup`, equal files
-        are stored once; with `exports` there is a table for NFS; with `pad`, the size is a multiple of 4 KiB. The image
-        was made at `mtime`, else when the container image was, else at 0. `engine` is what writes it: paralayer, or the
-        program mksquashfs, where `mksquashfs` is its path if it is not to be looked for.
-        """
-        from paralayer.sinks.squashfs.options import BLOCK_SIZES, Compression
-
-        Compression.parse(compression)
-        if block_size not in BLOCK_SIZES:
-            raise ValueError(f"block size: got {block_size}, want a power of two from 4096 to 1048576")
-        return cls(
-            "squashfs",
-            os.fspath(path),
-            force,
-            mtime,
-            compression,
-            block_size,
-            fragments,
-            dedup,
-            exports,
-            pad,
-            engine,
-            mksquashfs,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PackerProgress:
-    """An event of a conversion.
-
-    Of each layer come in this order: one `started`, any number of `bytes`, one `indexed` (decoded, checked and its
-    entries known), any number of `bytes` (it is read a second time), one `finished` (the output has of it whatever
-    survives). Layers overlap. `read` of the blob's `size` bytes are used, `decoded` bytes came out. `layers` and
-    `total` are the image's number of layers and stored bytes.
-    """
-
-    event: Literal["started", "bytes", "indexed", "finished"]
-    layer: int
-    read: int
-    size: int
-    decoded: int
-    layers: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +167,7 @@ def convert_arrivals(
             sink = _open_sink(spec, created, tool, jobs, memory)
             stack.callback(_close, sink)
         peak = Peak()
-        reporter = _Reporter(arrivals.sizes, progress)
+        reporter = Reporter(arrivals.sizes, progress)
 
         def observe(event: Event) -> None:
             peak.sample()
@@ -469,52 +370,3 @@ class Clock:
         """Return what was measured, rounded to milliseconds."""
         total = {"total": time.perf_counter() - self._start}
         return {phase: round(seconds, 3) for phase, seconds in (self._seconds | total).items()}
-
-
-class _Reporter:
-    """Turns the engine's events into those of the interface."""
-
-    def __init__(
-        self, sizes: Sequence[int | None], progress: Callable[[PackerProgress], None] | None
-    ) -> None:
-        self._sizes = sizes  # more of them are known as layers arrive
-        self._indexed: set[int] = set()  # also when the output starts over: events are for the first time
-        self._progress = progress
-        self._last: dict[int, PackerProgress] = {}
-        self._done: set[int] = set()
-
-    @property
-    def indexed(self) -> int:
-        """How many layers are indexed."""
-        return len(self._indexed)
-
-    def observe(self, event: Event) -> None:
-        """Report an event of a decode job."""
-        from paralayer.engine.jobs import Finished, Indexed
-
-        assert not isinstance(event, Finished)
-        is_indexed = isinstance(event, Indexed) and event.layer not in self._indexed
-        if is_indexed:
-            self._indexed.add(event.layer)
-        if self._progress is None or event.layer in self._done:
-            return
-        if event.layer not in self._last:
-            self._report("started", event.layer, 0, 0)
-        self._report("indexed" if is_indexed else "bytes", event.layer, event.read, event.decoded)
-
-    def finished(self, layer: int) -> None:
-        """Report that the output has what it needs of a layer."""
-        if self._progress is not None and layer not in self._done:
-            self._done.add(layer)
-            last = self._last[layer]
-            self._report("finished", layer, last.size, last.decoded)
-
-    def _report(
-        self, event: Literal["started", "bytes", "indexed", "finished"], layer: int, read: int, decoded: int
-    ) -> None:
-        assert self._progress is not None
-        size, total = max(read, self._sizes[layer] or 0), sum(size or 0 for size in self._sizes)
-        self._last[layer] = PackerProgress(
-            event, layer, read, size, decoded, len(self._sizes), max(size, total)
-        )
-        self._progress(self._last[layer])

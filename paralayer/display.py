@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from paralayer.convert import PackerProgress
+from paralayer.progress import PackerProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable

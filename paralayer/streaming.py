@@ -26,19 +26,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, overload
 
-from paralayer.convert import Clock, ConversionResult, ImageSpec, check_apart, check_limits, convert_arrivals
+from paralayer.convert import Clock, ConversionResult, check_apart, check_limits, convert_arrivals
 from paralayer.engine.arrivals import Arrivals
 from paralayer.errors import DigestError, ImageError, SinkError, UsageError
 from paralayer.growing import Growing
 from paralayer.image import Blob, Digest, Layer
 from paralayer.image.media_type import check_layer_type
 from paralayer.image.source import check_regular, io_errors
+from paralayer.spec import ImageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
 
-    from paralayer.convert import PackerProgress
+    from paralayer.progress import PackerProgress
 
     Ready = tuple[int, str | os.PathLike[str]]
     """A layer's index and the file that it is in."""
@@ -312,7 +313,9 @@ class AsyncStreamingPacker:
     async def finish(self) -> ConversionResult:
         """See `StreamingPacker.finish`."""
         result = asyncio.wrap_future(self._packer.finishing())
-        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits any more
+        result.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # also if nobody waits any more
         return await asyncio.shield(result)
 
 

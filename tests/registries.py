@@ -3,7 +3,7 @@
     with serve_registry(directory) as registry:
         push(layout, registry, "some/name:tag")
 
-All of them are context managers that leave no process and no thread; what they write lies in the given directory.
+The servers are context managers that leave no process and no thread; what they write lies in the given directory.
 Registries that have the same `storage` have the same images, so that one without authentication can be filled for
 the others.
 """
@@ -242,7 +242,8 @@ def serve_registry(
     }
     path = directory / "config.yml"
     path.write_text(json.dumps(configuration))  # JSON is YAML
-    command = ["docker-registry", "serve", str(path)]
+    # dies with the tests, however they end
+    command = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         said = process.stderr

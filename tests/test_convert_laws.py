@@ -20,10 +20,10 @@ import paralayer
 from engines import UNLIMITED, Engines, run
 from images import pack_special, pax_record, write_image, write_layer
 from model import Refused, directory, fifo, file, hardlink, merge, normalised, opaque, symlink, whiteout
-from paralayer.convert import ImageSpec
 from paralayer.errors import LayerError
 from paralayer.sinks.directory import DirectorySink
 from paralayer.sinks.tar import TarSink
+from paralayer.spec import ImageSpec
 from processes import CONVERT
 from processes import convert as run_convert
 from strategies import any_stacks, valid_stacks, without_refused

@@ -13,7 +13,7 @@ import pytest
 import paralayer
 from images import build_with_buildah, build_with_umoci, read_layers, write_image
 from model import char, directory, fifo, file, hardlink, merge, symlink
-from paralayer.convert import ImageSpec
+from paralayer.spec import ImageSpec
 from processes import AS_NOBODY, finish, one_line
 from trees import (
     NOT_ON_DISK,

@@ -32,8 +32,8 @@ from images import (
     write_layer,
 )
 from model import directory, file, hardlink, whiteout
-from paralayer.convert import ImageSpec
 from paralayer.errors import ImageError, LayerError
+from paralayer.spec import ImageSpec
 from processes import (
     AS_NOBODY,
     COMMAND,

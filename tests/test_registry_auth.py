@@ -19,6 +19,7 @@ from paralayer.registry.auth import parse_challenges
 from paralayer.registry.client import Access, Registry, check_login
 from paralayer.registry.credentials import Credentials
 from paralayer.registry.reference import Reference
+from processes import wait_for
 from registries import (
     IDENTITY_TOKEN,
     PASSWORD,
@@ -37,6 +38,8 @@ from registry_proxy import Exchange, Fault, Proxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.requires("docker-registry", "skopeo", "openssl")
 
 PAIR = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
@@ -275,8 +278,7 @@ def test_token_that_expires_is_renewed(
     tokens.lifetime_seconds, tokens.told_seconds = 1, told_seconds
     with connect(with_tokens.address) as registry:
         manifest = registry.manifest("tag")
-        while not refuses(with_tokens.address, tokens.tokens[-1]):
-            pass
+        wait_for(lambda: refuses(with_tokens.address, tokens.tokens[-1]))
         tokens.lifetime_seconds = 600
         assert registry.manifest(manifest.digest) == manifest
     assert len(tokens.requests) == 2
@@ -494,6 +496,19 @@ def test_secret_that_comes_back_in_an_error_is_not_shown(proxy: Proxy, tmp_path:
         connect(proxy.address) as registry,
         pytest.raises(RegistryError, match=r"DENIED: \*\*\* \*\*\* \*\*\*$"),
     ):
+        registry.manifest("tag")
+
+
+@pytest.mark.parametrize("before", [190, 180])
+def test_no_part_of_a_secret_is_shown_where_an_error_is_cut(
+    before: int, proxy: Proxy, tmp_path: Path
+) -> None:
+    secret = "back\\slash secret-that-is-long"
+    log_in(tmp_path, proxy.address, (USER, secret))
+    echo = json.dumps({"message": "x" * before + secret}).encode()
+    proxy.fault(Fault(status=401, headers={"WWW-Authenticate": "Basic"}), when=is_manifest)
+    proxy.fault(Fault(status=403, body=echo), when=is_manifest)
+    with connect(proxy.address) as registry, pytest.raises(RegistryError, match=r"403 Forbidden: x+\*\*\*$"):
         registry.manifest("tag")
 
 

@@ -24,6 +24,7 @@ from paralayer.image.document import DOCUMENT_LIMIT
 from paralayer.registry.access import MIRRORS_VARIABLE
 from paralayer.registry.client import Access, BrokenConnection, Registry
 from paralayer.registry.reference import Reference
+from processes import PATIENCE, wait_for
 from registries import (
     PASSWORD,
     USER,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paralayer.registry.client import BlobResponse
+
+pytestmark = pytest.mark.requires("docker-registry", "skopeo", "openssl")
 
 BLOB = random.Random(1).randbytes(300_000)
 DIGEST = Digest.parse(digest_of(BLOB), "")
@@ -422,7 +425,7 @@ def test_pause_that_is_asked_for_is_made(proxy: Proxy) -> None:
     with connect(proxy.address) as registry:
         assert registry.delay(1, 100.0) == 100.0
         with running(lambda: registry.manifest("tag")) as errors:
-            wait_until(
+            wait_for(
                 lambda: any(exchange.ended.is_set() for exchange in proxy.exchanges if is_manifest(exchange))
             )
             registry.close()
@@ -899,14 +902,8 @@ def running(work: Callable[[], object]) -> Iterator[list[BaseException]]:
     try:
         yield errors
     finally:
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    turn = threading.Event()
-    while not true():
-        turn.wait(0.001)
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -956,7 +953,7 @@ def test_connection_under_way_ends_when_the_registry_is_closed() -> None:
                 break
         registry = connect(f"127.0.0.1:{address[1]}", connect_timeout_seconds=100)
         with running(lambda: registry.manifest("tag")) as errors:
-            wait_until(lambda: len(registry._transport._sockets._open) > 0)
+            wait_for(lambda: len(registry._transport._sockets._open) > 0)
             registry.close()
     assert [str(error).rpartition(": ")[2] for error in errors] == ["closed"]
 

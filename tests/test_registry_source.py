@@ -15,12 +15,15 @@ from paralayer.image import Digest, Image, Platform, open_image
 from paralayer.image.media_type import SCHEMA_1_TYPES
 from paralayer.registry.access import Access
 from paralayer.registry.client import RemoteBlob
+from processes import wait_for
 from registries import RegistryServer, TokenServer, forget_logins, push, serve_registry, upload
 from registry_proxy import Exchange, Fault, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.requires("docker-registry", "skopeo", "openssl")
 
 HOST = str(Platform.host())
 DOCKER = "application/vnd.docker."
@@ -145,11 +148,9 @@ def test_digest_chooses_without_a_tag(name: str, layouts: dict[str, Layout], ser
 
 
 def test_image_has_no_connection(server: RegistryServer) -> None:
-    turn = threading.Event()
     with Proxy(server.address) as proxy:
         image = open_image(f"docker://{proxy.address}/some/one:tag")
-        while any(thread.name == "proxied" for thread in threading.enumerate()):
-            turn.wait(0.001)
+        wait_for(lambda: not any(thread.name == "proxied" for thread in threading.enumerate()))
     assert len(image.layers) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import paralayer
 from images import build_with_buildah, build_with_umoci
-from paralayer.convert import ImageSpec
+from paralayer.spec import ImageSpec
 from squashfs_data import read_image
 from squashfs_judges import JUDGES, held
 from trees import diff, umoci_unpack

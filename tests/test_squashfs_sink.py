@@ -28,8 +28,8 @@ from images import (
     write_layer,
 )
 from model import char, directory, file, hardlink, merge, symlink, whiteout
-from paralayer.convert import ImageSpec
 from paralayer.sinks.squashfs.sink import SquashfsSink
+from paralayer.spec import ImageSpec
 from processes import CONVERT, convert, end_of, finish, one_line, running, session_of, wait_for, workers_of
 from squashfs_data import TEXT, DataReader, options, pack_sparse, read_image
 from squashfs_judges import JUDGES, held, is_there

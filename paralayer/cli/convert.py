@@ -11,11 +11,12 @@ import click
 
 from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
 from paralayer.cli.terminal import Display, interrupts, is_terminal, size_text
-from paralayer.convert import ConversionResult, ImageSpec, convert
+from paralayer.convert import ConversionResult, convert
+from paralayer.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from paralayer.convert import Engine, Format
     from paralayer.image import Platform
+    from paralayer.spec import Engine, Format
 
 
 @click.command("convert", short_help="Convert an image to a squashfs, tar archive or directory.")

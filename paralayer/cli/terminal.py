@@ -11,7 +11,7 @@ from paralayer.errors import InterruptedByUser
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-    from paralayer.convert import PackerProgress
+    from paralayer.progress import PackerProgress
     from paralayer.verify import VerifyProgress
 
 

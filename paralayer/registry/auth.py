@@ -167,7 +167,7 @@ class Authorizer:
         if status == 200:
             return self._transport.read(answer.response, _ANSWER_LIMIT, where)
         pause = asked_seconds(answer.response.headers.get("Retry-After"))
-        complaint = self.redact(self._transport.complaint(answer, where))
+        complaint = self._transport.complaint(answer, where, self.redact)
         if status in RETRIED_STATUS:
             raise BrokenConnection(f"token server: {complaint}", pause)
         want = None

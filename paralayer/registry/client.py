@@ -285,7 +285,7 @@ class _Endpoint:
         raise RegistryError(self.where, what, complaint)
 
     def _complaint(self, answer: Answer) -> str:
-        return self.authorizer.redact(self.transport.complaint(answer, self.where))
+        return self.transport.complaint(answer, self.where, self.authorizer.redact)
 
     def _base(self) -> Url:
         """Return the URL that all of the API is below."""

@@ -35,7 +35,7 @@ from paralayer.registry.retry import RETRIED_STATUS
 from paralayer.registry.sockets import Sockets, pool_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from urllib3.response import BaseHTTPResponse
 
@@ -181,12 +181,13 @@ class Transport:
         finally:
             _speaking.now = False
 
-    def complaint(self, answer: Answer, where: str) -> str:
+    def complaint(self, answer: Answer, where: str, redact: Callable[[str], str]) -> str:
         """Return status and reason of an answer that is an error, and close it.
 
-        The reason is the registry's own text, as far as it is one: on one line, printable, and cut where it gets long.
+        The reason is the registry's own text, as far as it is one: without what `redact` takes out, on one line,
+        printable, and cut where it gets long.
         """
-        reason = _reason(self._discard(answer.response, where))
+        reason = _reason(self._discard(answer.response, where), redact)
         return f"{answer.status}: {reason}" if reason else answer.status
 
     def _discard(self, response: BaseHTTPResponse, where: str) -> bytes:
@@ -314,7 +315,7 @@ def _status_text(status: int) -> str:
     return f"{status} {http.client.responses.get(status, '')}".rstrip()
 
 
-def _reason(data: bytes) -> str:
+def _reason(data: bytes, redact: Callable[[str], str]) -> str:
     """Return what an error's body tells: ``errors``, as the distribution specification has it, or OAuth's fields."""
     try:
         document = json.loads(data)
@@ -328,7 +329,7 @@ def _reason(data: bytes) -> str:
         return ""
     names = ("code", "message", "error", "error_description", "details")
     texts = [text for name in names if isinstance(text := first.get(name), str) and text]
-    shortened = shown(" ".join(": ".join(texts).split()))
+    shortened = shown(" ".join(redact(": ".join(texts)).split()))
     return shortened if len(shortened) <= _SHOWN else f"{shortened[:_SHOWN]}..."
 
 
