@@ -244,7 +244,7 @@ class LayerWriter:
         """Write some more; return how many bytes that is.
 
         Waits while the layer's decoder is behind, which waits itself while the memory is used up and newer layers are
-        still to come. Raises what the conversion ended with, if it has.
+        still to come: give these first, or write each layer in a thread of its own. Raises what the conversion ended with, if it has.
         """
         if self._closed:
             raise UsageError(f"layer {self._index}", "is written after it was closed")
