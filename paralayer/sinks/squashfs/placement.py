@@ -32,7 +32,6 @@ _LAG = (
 )  # bytes of fragment blocks that are being packed, or wait for it, while data blocks are written
 _OPEN = 4  # fragment blocks that are being filled, for kinds of files: two percent smaller than with one
 _GROUP = 1 << 20  # bytes of fragment blocks that make a job
-_SPARE, _SPARE_SIZE = 4, 1 << 20  # memfds that are kept for the next jobs, and the largest of them
 _NO_TAIL = (NO_FRAGMENT, 0)
 _NO_BLOCKS = (0, 0, 0, 0)
 _FRAGMENT = np.dtype([("start", "<u8"), ("size", "<u4"), ("unused", "<u4")])
@@ -130,7 +129,6 @@ class Placement:
         # Of each part: an item of each file with entry, fragment, offset; start, sparse, first, count.
         self._content: list[NDArray[np.int64]] = []
         self._words = array("I")  # of all files
-        self._spare: list[int] = []
 
     @property
     def waiting(self) -> int:
@@ -139,14 +137,9 @@ class Placement:
 
     @property
     def held(self) -> int:
-        """Bytes in memory of packed blocks, and of what is kept for more of them."""
+        """Bytes of packed blocks that are in memory."""
         items: list[Part | FragmentGroup] = [*self._parts, *self._groups]
-        fds = [*self._spare, *(item.fds[0] for item in items)]
-        return sum(os.fstat(fd).st_blocks * 512 for fd in fds)
-
-    def blocks_fd(self) -> int:
-        """Return a memfd for the blocks of a job; one that was used already is half the work for the kernel."""
-        return self._spare.pop() if self._spare else os.memfd_create("blocks", os.MFD_CLOEXEC)
+        return sum(os.fstat(item.fds[0]).st_blocks * 512 for item in items)
 
     def add(self, part: Part) -> None:
         """Take the next part in output order, not packed yet."""
@@ -165,7 +158,7 @@ class Placement:
                 self._carry(part, fragment)
             part.begin = None
             self._parts.popleft()  # first: an interruption must not have `close` do it again
-            self._done_with(part)
+            _close_all(part.fds)
         return groups
 
     def finish(self) -> None:
@@ -207,8 +200,6 @@ class Placement:
             _close_all(self._parts.popleft().fds)
         while self._groups:
             _close_all(self._groups.popleft().fds)
-        while self._spare:
-            os.close(self._spare.pop())
 
     # Parts
 
@@ -354,7 +345,7 @@ class Placement:
 
     def _group(self, part: Part | None, closed: Sequence[_Open]) -> FragmentGroup:
         """Make a job of closed fragment blocks; `part` has what they do not carry."""
-        fd = self.blocks_fd()
+        fd = os.memfd_create("fragments", os.MFD_CLOEXEC)
         write_all(fd, b"".join(fragment.carried for fragment in closed))
         counts = array("q")
         for fragment in closed:
@@ -397,15 +388,7 @@ class Placement:
         group.word += 1
         if group.word == len(group.words):
             self._groups.popleft()
-            self._done_with(group)
-
-    def _done_with(self, item: Part | FragmentGroup) -> None:
-        blocks, *others = item.fds
-        if len(self._spare) < _SPARE and os.fstat(blocks).st_size <= _SPARE_SIZE:
-            self._spare.append(blocks)
-        else:
-            os.close(blocks)
-        _close_all(others)
+            _close_all(group.fds)
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -199,7 +199,7 @@ class SquashfsSink:
             job,
             placed.layer,
             begin,
-            [self._placement.blocks_fd()],
+            [os.memfd_create("blocks", os.MFD_CLOEXEC)],
             stream_fd,
             entries=placed.entries[first:stop],
             kinds=placed.kinds[first:stop],
@@ -232,7 +232,7 @@ class SquashfsSink:
         last = stop == size
         blocks = length // block_size if last and self._options.fragments else -(-length // block_size)
         tail = max(0, length - blocks * block_size)
-        fds = [self._placement.blocks_fd(), os.memfd_create("extents", os.MFD_CLOEXEC)]
+        fds = [os.memfd_create("blocks", os.MFD_CLOEXEC), os.memfd_create("extents", os.MFD_CLOEXEC)]
         relative = extents[first:after] - [[placed.done, 0]]
         write_all(fds[1], relative.astype("<i8").tobytes())
         job = PackSparse(self._settings, int(stored[first]) if first < after else begin, length, blocks)
