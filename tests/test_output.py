@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,3 +114,17 @@ def make(path: Path, kind: str, target: Path) -> None:
         (path / "below" / "file").write_text("content")
     else:
         path.symlink_to(target)
+
+
+@pytest.mark.requires("root")
+def test_a_directory_with_a_mount_in_it_is_not_replaced(tmp_path: Path) -> None:
+    mounted = tmp_path / "old" / "a mount"
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        (mounted / "data").write_text("x")
+        with pytest.raises(SinkError, match="a file system mounted in it"):
+            Output(str(tmp_path / "old"), replace=True, directory=True)
+        assert (mounted / "data").read_text() == "x"
+    finally:
+        subprocess.run(["umount", mounted], check=True)

@@ -112,8 +112,9 @@ def convert_command(
     extracted `docker save`; or docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST], an image in a registry.
 
     OUTPUT is a squashfs image if it ends in .squashfs, .sqsh, .sqfs or .sfs, a tar archive if it ends in .tar or is -
-    (standard output), and a directory if it ends in / or has no suffix. It appears when it is complete; on any error nothing does. Let GNU tar extract an archive with
-    --delay-directory-restore: entries of one directory can stand apart.
+    (standard output), and a directory if it ends in / or has no suffix. It appears when it is complete; on any error
+    nothing does. Let GNU tar extract an archive with --delay-directory-restore: entries of one directory can stand
+    apart.
 
     \b
     Examples:

@@ -55,8 +55,12 @@ class Pool:
     def __enter__(self) -> Self:
         try:
             for number in range(len(self.idle)):
-                worker = self._start()
-                self._workers.append(worker)
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.SIGNALS)
+                try:
+                    worker = self._start()
+                    self._workers.append(worker)  # before a signal can come that makes an end
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 self._selector.register(worker.end, selectors.EVENT_READ, number)
         except BaseException:
             self._end()
@@ -66,7 +70,6 @@ class Pool:
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.SIGNALS)
             try:
                 if len(os.listdir("/proc/self/task")) == 1:
                     return _Worker(self._fork(ours, theirs), ours, None)
@@ -78,8 +81,6 @@ class Pool:
             except BaseException:
                 ours.close()
                 raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return _Worker(process.pid, ours, process)
 
     def _fork(self, ours: socket.socket, theirs: socket.socket) -> int:

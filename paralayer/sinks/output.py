@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import secrets
 import stat
 from itertools import count
@@ -30,6 +31,7 @@ class Output:
 
     def __init__(self, path: str, *, replace: bool, directory: bool = False) -> None:
         self._replace = replace
+        self._exchanged = False
         parent, name = os.path.split(os.path.join(os.getcwd(), path.rstrip("/")))
         if name in {"", ".", ".."} or not path:
             raise SinkError(path or "an empty name", "not the name of an output")
@@ -40,6 +42,8 @@ class Output:
             mode = os.lstat(self.path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
                 raise SinkError(path, "is neither a file nor a directory, and is not replaced")
+            if mounts := _mounts_below(self.path):
+                raise SinkError(path, "has a file system mounted in it, and is not replaced", mounts[0])
             if stat.S_ISDIR(mode) and not directory:
                 raise SinkError(path, "is a directory, which is not replaced by a file")
         if not os.path.isdir(parent):
@@ -59,13 +63,21 @@ class Output:
     def _exchange(self) -> None:
         if _is_directory(self.path) or _is_directory(self.temporary):
             _rename(self.temporary, self.path, _RENAME_EXCHANGE)
-            remove(self.temporary)
+            old, self._exchanged = self.temporary, True
+            try:
+                remove(old)
+            except OSError as error:
+                what = (
+                    f"is in place, but what was there before cannot be removed from {old}: {error.strerror}"
+                )
+                raise SinkError(self.path, what) from None
         else:
             os.rename(self.temporary, self.path)
 
     def abort(self) -> None:
-        """Remove the temporary, if it is there."""
-        remove(self.temporary)
+        """Remove the temporary, if it is there, and not what was replaced."""
+        if not self._exchanged:
+            remove(self.temporary)
 
 
 def start_writeback(fd: int) -> None:
@@ -120,6 +132,17 @@ def _empty(directory: int, move: Callable[[bytes], bytes]) -> list[bytes]:
         else:
             os.unlink(raw, dir_fd=directory)
     return moved
+
+
+def _mounts_below(path: str) -> list[str]:
+    """Return what is mounted at a path or below it. Source: proc_pid_mountinfo(5); blanks in names are octal there."""
+    top = os.path.realpath(path)
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [
+            os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4]))
+            for line in file
+        ]
+    return [point for point in points if f"{point}/".startswith(f"{top}/")]
 
 
 def _is_directory(path: str) -> bool:
