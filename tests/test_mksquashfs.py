@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import paralayer
 from images import build_with_umoci, write_image
 from model import block, char, directory, fifo, file, hardlink, merge, symlink, whiteout
 from paralayer import open_image
@@ -184,6 +185,20 @@ def test_same_bytes_whatever_the_jobs_and_the_clock(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     other = Path(convert(image, tmp_path / "other", tool, jobs=2, workers=2))
     assert first.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.requires("mksquashfs")
+@pytest.mark.parametrize("start", [b"/", b"./", b"../"])
+def test_long_targets_stay_whole_or_are_refused(start: bytes, tool: Mksquashfs, tmp_path: Path) -> None:
+    image = write_image(str(tmp_path / "image"), [[symlink(b"link", start + b"t" * 120)]])
+    output = tmp_path / "out.squashfs"
+    if tool.version < (4, 6):
+        with pytest.raises(SinkError, match=r"target of 12[0-9] bytes would be changed"):
+            paralayer.convert_mksquashfs(image, output, mksquashfs=tool.path)
+        assert not output.exists()
+    else:
+        paralayer.convert_mksquashfs(image, output, mksquashfs=tool.path)
+        assert paralayer.verify(image, output).same
 
 
 @pytest.mark.requires("mksquashfs")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from paralayer.cli.options import PlatformType, access, access_options
-from paralayer.cli.terminal import size_text
+from paralayer.cli.terminal import interrupts, size_text
 from paralayer.image import Image, Platform, open_image
 
 
@@ -25,7 +25,8 @@ def inspect_command(image: str, *, platform: Platform | None, as_json: bool, **r
       paralayer inspect oci:image:v1
       paralayer inspect --platform linux/arm64 docker://debian:bookworm
     """
-    found = open_image(image, platform=platform, access=access(**registry))
+    with interrupts():
+        found = open_image(image, platform=platform, access=access(**registry))
     for warning in found.warnings:
         click.echo(f"paralayer: warning: {warning}", err=True)
     if as_json:

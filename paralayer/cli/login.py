@@ -37,6 +37,10 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
         password = click.prompt("Password", hide_input=True, err=True)
     if not username or not password:
         raise click.UsageError("user name and password must not be empty")
+    try:
+        f"{username}{password}".encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("user name and password must be UTF-8") from None
     found = Credentials(username, password)
     with interrupts():
         check_login(host, found, access(**reached))

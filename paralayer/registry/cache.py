@@ -181,7 +181,7 @@ class CachedBlob:
                         self._load()
                         return
                     if _is(self._fd, self._partial):
-                        if not os.path.lexists(self.path):
+                        if not os.path.exists(self.path):  # a link that leads nowhere is replaced at the end
                             self._load()
                             return
                         os.unlink(self._partial)

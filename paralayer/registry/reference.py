@@ -85,7 +85,8 @@ def parse_host(text: str, where: str) -> str:
     """Return the ``HOST[:PORT]`` of a registry as references have it; `where` is for messages."""
     host = _HOST.fullmatch(text)
     if not host or int(host[1] or "1") not in range(1, 1 << 16):
-        raise ImageError(where, "host of the registry", shown(text), "HOST or HOST:PORT")
+        got = shown(text) if "@" not in text else "something with an @"  # what is before it may be a password
+        raise ImageError(where, "host of the registry", got, "HOST or HOST:PORT")
     return DOCKER_HUB if text.lower() in _DOCKER_HUB_NAMES else text.lower()
 
 

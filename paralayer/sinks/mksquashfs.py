@@ -36,7 +36,7 @@ from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
 from paralayer.sinks.tar import TarSink
 from paralayer.survivors import Batch, Rules
-from paralayer.table import BLOCK, CHAR
+from paralayer.table import BLOCK, CHAR, SYMLINK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +48,8 @@ DEFAULT = "mksquashfs"
 _OTHERWISE = "the default engine (--engine paralayer)"
 
 _OLDEST = (4, 5)
+_WHOLE_TARGETS = (4, 6)  # before, a leading /, ./ or ../ of a PAX linkpath is skipped
+_USTAR_TARGET = 100  # bytes
 _ROOT_OPTIONS = (4, 6)  # from here on -root-uid, -root-gid, -root-time and xattrs are for a tar's root, too
 _LONG_HELP = (4, 7)
 _BAD_TAIL_ENDS = {(4, 6)}
@@ -166,7 +168,22 @@ class MksquashfsSink:
     def place(self, batch: Batch) -> Placed:
         """See `Sink`."""
         assert self._tar is not None
+        self._check_targets(batch)
         return self._tar.place(self._fitting(batch))
+
+    def _check_targets(self, batch: Batch) -> None:
+        """Refuse what mksquashfs before 4.6 would cut: the beginning of a target that is too long for a ustar header."""
+        if self._tool.version >= _WHOLE_TARGETS:
+            return
+        for index in np.flatnonzero(batch.rows["kind"] == SYMLINK).tolist():
+            target = batch.linkname(index)
+            if len(target) > _USTAR_TARGET and target.startswith((b"/", b"./", b"../")):
+                what = f"{quote(batch.paths[index])}: a symlink's target of {len(target)} bytes would be changed by"
+                raise SinkError(
+                    self._name,
+                    f"{what} mksquashfs {self._tool.version_text}",
+                    want="4.6, or --engine paralayer",
+                )
 
     def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
