@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BLOB = random_blob(10_000, 1)
 DIGEST = digest_of(BLOB)
 SIZE = len(BLOB)
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
 
 # Stores ranges of BLOB as it is told, a line each, and answers when that is done.
 WRITER = """
@@ -44,6 +45,27 @@ for line in sys.stdin:
         start, stop = map(int, line.split())
         cached.store(start, blob[start:stop])
     print("done", flush=True)
+"""
+
+# Opens BLOB, and before it opens the partial file, another process completes the blob, and a third one has the lock on
+# a new partial file, which it is about to remove.
+OVERTAKEN = """
+import fcntl
+import os
+import sys
+from registry_blobs import digest_of, random_blob
+from paralayer.registry.cache import BlobCache
+blob = random_blob(10_000, 1)
+others = []
+def meanwhile(event, args):
+    if event == "open" and str(args[0]).endswith(".0.partial") and not others:
+        others.append(os.open(args[0].removesuffix(".0.partial"), os.O_CREAT | os.O_RDWR))
+        os.write(others[0], blob)
+        others.append(os.open(args[0], os.O_CREAT | os.O_RDWR))
+        fcntl.flock(others[1], fcntl.LOCK_EX)
+sys.addaudithook(meanwhile)
+cached = BlobCache(sys.argv[1]).open(digest_of(blob), len(blob))
+print(len(others), cached.complete, cached.mine)
 """
 
 
@@ -70,9 +92,7 @@ class Writer:
 @contextmanager
 def writer(directory: Path) -> Iterator[Writer]:
     """Start another process that has BLOB open."""
-    command = [sys.executable, "-c", WRITER, str(directory)]
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    with running(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as process:
+    with running([sys.executable, "-c", WRITER, str(directory)], stdin=subprocess.PIPE, env=ENV) as process:
         yield Writer(process)
 
 
@@ -350,6 +370,12 @@ def test_processes_that_race_for_a_blob_agree_who_has_it(tmp_path: Path) -> None
         wait_for(lambda: owner.process.poll() is not None)
         with opened(tmp_path) as cached:
             assert cached.mine
+
+
+def test_who_is_overtaken_uses_the_complete_blob(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OVERTAKEN, str(tmp_path)]
+    told = subprocess.run(command, env=ENV, check=True, capture_output=True, text=True).stdout
+    assert told.split() == ["2", "True", "False"]
 
 
 def test_of_threads_that_race_one_stores_the_blob(tmp_path: Path) -> None:

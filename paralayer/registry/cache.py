@@ -177,10 +177,10 @@ class CachedBlob:
                 try:
                     check_regular(os.fstat(self._fd), shown(self._partial))
                     self.mine = _try_lock(self._fd)
-                    if not self.mine:
+                    if not self.mine and not os.path.exists(self.path):
                         self._load()
                         return
-                    if _is(self._fd, self._partial):
+                    if self.mine and _is(self._fd, self._partial):
                         if not os.path.exists(self.path):  # a link that leads nowhere is replaced at the end
                             self._load()
                             return
@@ -188,7 +188,8 @@ class CachedBlob:
                 except BaseException:
                     os.close(self._fd)
                     raise
-                # What was opened was renamed or removed meanwhile, or the complete file came between.
+                # What was opened was renamed or removed meanwhile, or the complete file came between. A partial file
+                # beside the complete one is about to be removed by its owner: who stayed with it would fetch again.
                 os.close(self._fd)
                 self.mine = False
 
