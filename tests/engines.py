@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Self
 
 from paralayer.engine.arrivals import Arrivals
 from paralayer.engine.conversion import Conversion, Counts
-from paralayer.engine.memory import Budget
 from paralayer.engine.pool import Pool
 from paralayer.engine.serial import Serial
 from paralayer.image import open_image
@@ -63,14 +62,13 @@ def run(
     rules: Rules | None = None,
 ) -> tuple[Counts, bool]:
     """Convert; return what was done, and whether it was begun again."""
-    budget = Budget(memory, jobs)
     rules = rules or Rules()
     layers = open_image(layout).layers
     restarted = False
 
     def attempt(*, early: bool) -> Counts:
         with engines(jobs) as executor, Arrivals.of(layers) as arrivals:
-            return Conversion(arrivals, sink, executor, budget, rules, jobs=jobs, early=early).run()
+            return Conversion(arrivals, sink, executor, rules, memory=memory, jobs=jobs, early=early).run()
 
     with ExitStack() as stack:
         stack.callback(sink.close)
@@ -81,7 +79,6 @@ def run(
             restarted = True
             sink.restart()
             counts = attempt(early=False)
-        assert budget.used == 0, "all memory was given back"
         sink.complete()
         sink.commit()
     return counts, restarted

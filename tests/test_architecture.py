@@ -34,7 +34,7 @@ LAYERS = [
     ["paralayer.compression", "paralayer.image", "paralayer.registry"],
     ["paralayer.tar"],
     ["paralayer.table"],
-    ["paralayer.growing"],
+    ["paralayer.growing", "paralayer.stream"],
     ["paralayer.errors"],
 ]
 

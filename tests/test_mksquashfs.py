@@ -25,7 +25,6 @@ from model import block, char, directory, fifo, file, hardlink, merge, symlink, 
 from paralayer import open_image
 from paralayer.engine.arrivals import Arrivals
 from paralayer.engine.conversion import Conversion
-from paralayer.engine.memory import Budget
 from paralayer.engine.pool import Pool
 from paralayer.engine.serial import Serial
 from paralayer.errors import SinkError
@@ -119,7 +118,7 @@ def converted(
     try:
         with Pool(workers) if workers else Serial() as executor, Arrivals.of(layers) as arrivals:
             decoders = max(1, workers)
-            Conversion(arrivals, sink, executor, Budget(64 * MIB, decoders), rules, jobs=decoders).run()
+            Conversion(arrivals, sink, executor, rules, memory=64 * MIB, jobs=decoders).run()
         sink.complete()
         sink.commit()
         yield sink

@@ -19,6 +19,7 @@ from engines import UNLIMITED, Engines, run
 from images import write_image
 from model import WHITEOUT, directory, file, hardlink, merge, opaque, whiteout
 from paralayer.engine.jobs import Finished
+from paralayer.engine.memory import Arena, LayerStream
 from paralayer.sinks.squashfs import placement as placement_module
 from paralayer.sinks.squashfs import sink as sink_module
 from paralayer.sinks.squashfs.sink import SquashfsSink
@@ -249,14 +250,17 @@ class Drive:
         self._tar = tar
         self._sink = sink
         self._chance = chance
-        self._stream = os.memfd_create("stream")
+        self._arena = Arena(len(tar) + (64 << 20), 1)
+        self._stream = LayerStream(self._arena)
+        while self._stream.granted < len(tar):
+            self._stream.grant(essential=False)
         self._decoded = self._released = 0
         self._jobs: list[SinkJob] = []  # not done
         self._unfinished: list[SinkJob] = []  # that may need something of the stream
 
     def run(self) -> None:
         """Do all of it."""
-        os.pwrite(self._stream, b"\xa5" * len(self._tar), 0)
+        self._stream.write(memoryview(b"\xa5" * len(self._tar)), 0)
         try:
             self._sink.root(gather_root(None, 0, Rules()), explicit=False)
             placed = [self._sink.place(batch) for batch in self._batches()]
@@ -280,7 +284,7 @@ class Drive:
         finally:
             self._sink.abort()
             self._sink.close()
-            os.close(self._stream)
+            self._arena.close()
 
     def _batches(self) -> list[Batch]:
         fd = os.memfd_create("table")
@@ -302,12 +306,11 @@ class Drive:
     def _decode(self) -> None:
         step = self._chance.choice([1, 512, BLOCK_SIZE, 3 * BLOCK_SIZE + 1, 1 << 20])
         more = self._tar[self._decoded : self._decoded + step]
-        os.pwrite(self._stream, more, self._decoded)
+        self._stream.write(memoryview(more), self._decoded)
         self._decoded += len(more)
 
     def _finish(self, job: SinkJob) -> None:
-        stream = self._stream if job.begin is not None else job.fds[0]
-        (event,) = list(job.job.run([*job.fds, stream]))
+        (event,) = list(job.job.run([*job.fds, self._arena.fd]))
         assert isinstance(event, Finished)
         more = self._sink.finished(job, event.result)
         self._jobs += more
@@ -318,7 +321,7 @@ class Drive:
         begins = [job.begin for job in self._unfinished if job.begin is not None]
         bound = min([self._decoded, *needs, *begins])
         assert bound >= self._released, "what was not needed is needed after all"
-        os.pwrite(self._stream, b"\x5a" * (bound - self._released), self._released)
+        self._stream.write(memoryview(b"\x5a" * (bound - self._released)), self._released)
         self._released = bound
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paralayer.engine.conversion import Conversion, Counts, RootArrived
-from paralayer.engine.memory import Budget
 from paralayer.engine.plan import processes
 from paralayer.engine.serial import Serial
 from paralayer.overlay import OverturnedError
@@ -47,8 +46,8 @@ def convert_layers(
                 arrivals,
                 sink,
                 executor,
-                Budget(memory, workers),
                 rules,
+                memory=memory,
                 jobs=workers,
                 check=check,
                 check_diff_ids=check_diff_ids,

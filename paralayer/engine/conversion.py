@@ -37,7 +37,7 @@ from paralayer.engine.jobs import (
     MemoryWanted,
     Waiting,
 )
-from paralayer.engine.memory import Budget, LayerStream
+from paralayer.engine.memory import Arena, LayerStream
 from paralayer.engine.peek import Beginnings
 from paralayer.engine.plan import next_layer
 from paralayer.engine.reading import Reading
@@ -80,9 +80,9 @@ class Conversion:
         arrivals: Arrivals,
         sink: Sink,
         executor: Executor,
-        budget: Budget,
         rules: Rules,
         *,
+        memory: int,
         jobs: int,
         check: bool = True,
         check_diff_ids: bool = False,
@@ -94,7 +94,7 @@ class Conversion:
         self._arrivals = arrivals
         self._sink = sink
         self._executor = executor
-        self._budget = budget
+        self._arena = Arena(memory, jobs)
         self._rules = rules
         self._jobs = jobs
         self._check = check
@@ -154,6 +154,8 @@ class Conversion:
                     os.close(reading.table_fd)
                     reading.table_fd = None
             self._hiding.close()
+            self._arena.close()
+        assert not self._arena.used
         assert self._overlay.done
         if not self._rooted:
             self._give_root(self._overlay.root)
@@ -164,10 +166,8 @@ class Conversion:
 
     def stored(self) -> int:
         """Return the bytes in memory of decoded layers, and of what the sink has not written yet."""
-        readings = self._readings.values()
-        streams = [reading.stream for reading in readings if reading.stream is not None]
-        growing = [reading.growing for reading in readings if reading.growing is not None]
-        return sum(part.present for part in streams) + sum(part.present for part in growing) + self._sink.held
+        growing = [reading.growing for reading in self._readings.values() if reading.growing is not None]
+        return self._arena.present + sum(part.present for part in growing) + self._sink.held
 
     # Layers and bytes in
 
@@ -195,9 +195,7 @@ class Conversion:
         for worker in sorted(self._executor.idle):
             if self._packs:
                 reading, job = self._packs.popleft()
-                # A job that comes without a stream needs none; any descriptor stands for it.
-                stream_fd = reading.stream.fd if reading.stream is not None else job.fds[0]
-                number = self._executor.submit(worker, job.job, [*job.fds, stream_fd])
+                number = self._executor.submit(worker, job.job, [*job.fds, self._arena.fd])
                 self._packing[number] = reading, job
             elif worker in {self._workers[job] for job in self._blocked}:
                 if self._overlay.turn in self._waiting:  # the frontier frees what the others wait for
@@ -227,37 +225,37 @@ class Conversion:
 
     def _read(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
-        reading.stream = LayerStream(layer.index)
+        stream = reading.stream = LayerStream(self._arena)
         reading.table_fd = os.memfd_create(f"table-{layer.index}", os.MFD_CLOEXEC)
-        self._budget.grant(reading.stream, essential=False)
+        stream.grant(essential=False)
         check_diff_id = self._check_diff_ids or (self._check and layer.digest is None)
         job = Decode(
             layer.index,
             reading.where,
             layer.media_type,
             reading.blob,
-            reading.stream.granted,
+            stream.slots(0, stream.granted),
             digest=layer.digest if self._check else None,
             diff_id=layer.diff_id if check_diff_id else None,
         )
-        self._start(worker, reading, job, [reading.stream.fd, reading.table_fd, self._hiding.fd])
+        self._start(worker, reading, job, [self._arena.fd, reading.table_fd, self._hiding.fd])
 
     def _read_again(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
         self.counts.second_readings += 1
         reading.window, reading.stale = True, False
-        reading.stream = LayerStream(layer.index)
-        self._budget.grant(reading.stream, essential=True)
+        stream = reading.stream = LayerStream(self._arena)
+        stream.grant(essential=True)
         job = Decode(
             layer.index,
             reading.where,
             layer.media_type,
             reading.blob,
-            reading.stream.granted,
+            stream.slots(0, stream.granted),
             identity=reading.identity,
             until=max(placed.until for placed in self._served(reading)),
         )
-        self._start(worker, reading, job, [reading.stream.fd])
+        self._start(worker, reading, job, [self._arena.fd])
 
     def _start(self, worker: int, reading: Reading, job: Decode, fds: Sequence[int]) -> None:
         blob = reading.growing
@@ -328,7 +326,7 @@ class Conversion:
         assert reading.table_fd is not None
         reading.window = False  # all that is decoded is there
         if reading.stream is not None:
-            self._budget.free(reading.stream.trim())
+            reading.stream.trim()
         table = self._tables[index] = Table(reading.table_fd, event.length)
         os.close(reading.table_fd)
         reading.table_fd = None
@@ -478,8 +476,7 @@ class Conversion:
             if needs is not None and not reading.has(needs):
                 continue  # to be read again
             stream = reading.stream
-            fd, upto = (stream.fd, stream.decoded) if stream is not None else (-1, 0)
-            for job in self._sink.take(placed, fd, upto):
+            for job in self._sink.take(placed, stream, stream.decoded if stream is not None else 0):
                 reading.jobs.append(job)
                 self._packs.append((reading, job))
             if placed.needs is None:
@@ -511,15 +508,15 @@ class Conversion:
                     bounds.append(
                         reading.flowed_bytes
                     )  # data of entries that are not resolved yet comes behind
-                self._budget.free(stream.release(min([*bounds, stream.decoded])))
+                stream.release(min([*bounds, stream.decoded]))
 
     def _unblock(self) -> None:
         """Answer decoders that wait for memory, as far as there is some by now or none is to be expected."""
         for job, reading in list(self._blocked.items()):
             stream = reading.stream
             assert stream is not None
-            if self._budget.grant(stream, essential=reading.window):
-                self._executor.answer(job, stream.granted)
+            if slots := stream.grant(essential=reading.window):
+                self._executor.answer(job, slots)
             elif (
                 reading.window
                 or reading.jobs
@@ -555,7 +552,7 @@ class Conversion:
 
     def _close_stream(self, reading: Reading) -> None:
         if reading.stream is not None:
-            self._budget.free(reading.stream.close())
+            reading.stream.close()
             reading.stream = None
 
     def _leave_blob(self, reading: Reading) -> None:

@@ -19,6 +19,7 @@ from paralayer.compression import READ_SIZE, open_decoder
 from paralayer.engine.hiding import Hiding
 from paralayer.errors import DigestError, ImageError, LayerError
 from paralayer.growing import read_state
+from paralayer.stream import Slots, Stream
 from paralayer.table import Length, TableWriter
 from paralayer.tar.scanner import Scanner
 
@@ -53,7 +54,7 @@ class Waiting(Progress):
 
 @dataclass(frozen=True, slots=True)
 class MemoryWanted(Waiting):
-    """The grant is used up. The answer is the new grant in bytes from the start of the stream, or None: drop it."""
+    """The slots are used up. The answer is more of them, or None: drop what is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Finished:
 
 
 Event = Progress | Finished
-Run = Generator[Event, int | None, None]
+Run = Generator[Event, Sequence[int] | None, None]
 
 
 class Job(Protocol):
@@ -99,9 +100,9 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Decode a layer into its memfd, as far as that is granted, and index it.
+    """Decode a layer into its stream, as far as that has slots, and index it.
 
-    Descriptors: of the stream; of the blob if it is arriving, and of its state; unless this is the second reading, of
+    Descriptors: of the arena; of the blob if it is arriving, and of its state; unless this is the second reading, of
     the table and of what newer layers hide. The second reading neither checks nor indexes again: it makes sure that the
     file is the one that was checked, stores everything, and ends at `until`.
     """
@@ -110,7 +111,7 @@ class Decode:
     where: str
     media_type: str
     blob: Blob | Arriving
-    granted: int
+    slots: Slots
     digest: Digest | None = None  # to be checked
     diff_id: Digest | None = None  # to be checked
     identity: tuple[int, ...] | None = None  # second reading: of the file
@@ -118,8 +119,8 @@ class Decode:
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
-        stream_fd, *index_fds = fds
-        granted: int | None = self.granted
+        arena_fd, *index_fds = fds
+        stream: Stream | None = Stream(arena_fd, self.slots)
         blob: BlobReader
         if isinstance(self.blob, Arriving):
             blob = ArrivingReader(index_fds.pop(0), index_fds.pop(0), self.where, self.digest)
@@ -144,8 +145,6 @@ class Decode:
                 if scanner is None:
                     return self.layer, decoded, blob.position, Length(), False
                 scanner.rows.flush()
-                if granted is not None and not whole:
-                    os.ftruncate(stream_fd, decoded)  # readers see a hole where it ends in what is hidden
                 return self.layer, decoded, blob.position, scanner.rows.table.length, scanner.rows.orderly
 
             decoder = None
@@ -162,15 +161,19 @@ class Decode:
                     diff_id.update(chunk)
                 whole = whole and not hidden
                 view = memoryview(chunk)
-                while granted is not None and decoded + len(view) > granted:
-                    room = granted - decoded
-                    _store(stream_fd, view[:room], decoded, hidden)
+                while stream is not None and decoded + len(view) > stream.granted:
+                    room = stream.granted - decoded
+                    _store(stream, view[:room], decoded, hidden)
                     decoded += room
                     view = view[room:]
-                    granted = yield MemoryWanted(*state())
+                    more = yield MemoryWanted(*state())
                     announced = decoded
-                if granted is not None:
-                    _store(stream_fd, view, decoded, hidden)
+                    if more is None:
+                        stream = None
+                    else:
+                        stream.add(more)
+                if stream is not None:
+                    _store(stream, view, decoded, hidden)
                 decoded += len(view)
                 if decoded - announced >= ANNOUNCE:
                     announced = decoded
@@ -321,23 +324,16 @@ class ArrivingReader(BlobReader):
         """See `BlobReader`."""
 
 
-def _store(fd: int, data: memoryview, offset: int, hidden: deque[tuple[int, int]]) -> None:
-    """Write a part of the stream where it belongs, without what is hidden; forget what is hidden before its end."""
+def _store(stream: Stream, data: memoryview, offset: int, hidden: deque[tuple[int, int]]) -> None:
+    """Write a part of the stream, without what is hidden; forget what is hidden before its end."""
     end = offset + len(data)
     at = offset
     while hidden and hidden[0][0] < end:
         begin, stop = hidden[0]
         if begin > at:
-            _pwrite(fd, data[at - offset : begin - offset], at)
+            stream.write(data[at - offset : begin - offset], at)
         at = max(at, min(stop, end))
         if stop > end:
             return
         hidden.popleft()
-    _pwrite(fd, data[at - offset :], at)
-
-
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data = data[written:]
-        offset += written
+    stream.write(data[at - offset :], at)

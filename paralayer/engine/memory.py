@@ -1,10 +1,6 @@
-"""Decoded layers in memory, and the budget for all of them.
+"""The memory for decoded bytes, and the budget for it.
 
-A layer's decoded bytes are one sparse memfd in which file offset equals stream offset. The worker that decodes it
-writes forward and never reads; everybody else reads and never writes. So no lock is needed: bytes are handed over by
-the message that announces them. Released pages read as zeros, so nothing may read below `released`.
-
-The budget counts the bytes that decoders were granted and that have not been released. It decides when bytes are
+The budget counts the slots that decoders were granted and that have not been released. It decides when bytes are
 dropped and read a second time, never what comes out.
 """
 
@@ -13,78 +9,100 @@ from __future__ import annotations
 import os
 
 from paralayer.errors import SinkError
-from paralayer.growing import punch
+from paralayer.stream import Slots, Stream
 
-_PAGE = os.sysconf("SC_PAGESIZE")
-_SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 128 << 20
+_SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
+_SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
+_SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
 
 
-class LayerStream:
-    """The decoded bytes of one layer; `fd` is its memfd.
+class Arena:
+    """The memfd that all streams are in. Up to `total` bytes are granted, for so many jobs."""
 
-    `decoded` bytes have been written, those before `released` are gone again.
-    """
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-        self.fd = os.memfd_create(f"layer-{layer}", os.MFD_CLOEXEC)
-        self.decoded = 0
-        self.granted = 0
-        self.released = 0
-
-    def release(self, upto: int) -> int:
-        """Free the pages before `upto`; return how many bytes became free."""
-        upto = min(upto, self.granted)
-        freed = upto - self.released
-        if freed <= 0:
-            return 0
-        start, stop = self.released // _PAGE * _PAGE, upto // _PAGE * _PAGE
-        if stop > start:
-            try:
-                punch(self.fd, start, stop - start)
-            except OSError as error:
-                raise SinkError("memory", f"a memfd cannot be released: {error.strerror}") from None
-        self.released = upto
-        return freed
+    def __init__(self, total: int, jobs: int) -> None:
+        self.total = total
+        self.slot = _SMALLEST_SLOT
+        while total // self.slot > _SLOTS_MAX:
+            self.slot *= 2
+        unit = max(_SMALLEST_GRANT, min(_LARGEST_GRANT, total // (4 * jobs)))
+        self.unit = -(-unit // self.slot) * self.slot
+        self.used = 0
+        self.fd = os.memfd_create("arena", os.MFD_CLOEXEC)
+        self._count = 0  # of slots
+        self._free: list[int] = []  # the one that was used last is last: its pages are in the caches
 
     @property
     def present(self) -> int:
         """Bytes of the pages that are there."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def trim(self) -> int:
-        """Give back the grant that was not used, when all is decoded; return how many bytes that is."""
-        unused, self.granted = self.granted - self.decoded, self.decoded
-        return unused
+    def take(self) -> list[int]:
+        """Return the slots of one grant."""
+        count = self.unit // self.slot
+        missing = count - len(self._free)
+        if missing > 0:
+            try:
+                os.ftruncate(self.fd, (self._count + missing) * self.slot)
+            except OSError as error:
+                raise SinkError("memory", f"a memfd cannot grow: {error.strerror}") from None
+            self._free[:0] = reversed(range(self._count, self._count + missing))
+            self._count += missing
+        self.used += self.unit
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return taken[::-1]
 
-    def close(self) -> int:
-        """Free everything, also for a worker that has it open; return how many granted bytes became free."""
-        freed = self.release(self.granted)
+    def free(self, numbers: list[int]) -> None:
+        """Take slots back, in the order in which they were written."""
+        self.used -= len(numbers) * self.slot
+        self._free += numbers
+
+    def close(self) -> None:
+        """Free the memory."""
         os.close(self.fd)
-        return freed
 
 
-class Budget:
-    """How many decoded bytes may be present: `total`."""
+class LayerStream(Stream):
+    """The decoded bytes of one layer: `decoded` of them have been written, those before `released` are gone again."""
 
-    def __init__(self, total: int, jobs: int) -> None:
-        self.total = total
-        self.used = 0
-        self.unit = max(_SMALLEST_GRANT, min(_LARGEST_GRANT, total // (4 * jobs)))
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(arena.fd, Slots(arena.slot))
+        self._arena = arena
+        self.decoded = 0
+        self.released = 0
 
-    def grant(self, stream: LayerStream, *, essential: bool) -> bool:
-        """Let a stream grow by one unit, if there is room.
+    def grant(self, *, essential: bool) -> list[int] | None:
+        """Grow by one grant, if there is room; return its slots.
 
-        An essential stream, whose bytes are released as they come, always has room for one unit; it would wait for
+        An essential stream, whose bytes are released as they come, always has room for one grant; it would wait for
         ever otherwise.
         """
-        held = stream.granted - stream.released
-        if self.used + self.unit > self.total and not (essential and held < self.unit):
-            return False
-        stream.granted += self.unit
-        self.used += self.unit
-        return True
+        arena = self._arena
+        held = self.granted - self.released
+        if arena.used + arena.unit > arena.total and not (essential and held < arena.unit):
+            return None
+        numbers = arena.take()
+        self.add(numbers)
+        return numbers
 
-    def free(self, freed: int) -> None:
-        """Take back what `LayerStream.release` or `.close` returned."""
-        self.used -= freed
+    def release(self, upto: int) -> None:
+        """Give back the slots before `upto`."""
+        self.released = max(self.released, min(upto, self.granted))
+        count = self.released // self._size - self._first
+        if count > 0:
+            self._arena.free(self._numbers[:count].tolist())
+            del self._numbers[:count]
+            self._first += count
+
+    def trim(self) -> None:
+        """Give back the slots that were not used, when all is decoded."""
+        count = max(0, -(-self.decoded // self._size) - self._first)
+        self._arena.free(self._numbers[count:].tolist())
+        del self._numbers[count:]
+
+    def close(self) -> None:
+        """Give back everything; nobody may write or read any more."""
+        self._arena.free(self._numbers.tolist())
+        self._first += len(self._numbers)
+        del self._numbers[:]
+        self.released = self.granted

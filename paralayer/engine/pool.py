@@ -107,10 +107,10 @@ class Pool:
         self._send(worker, (self._count, job), tuple(fds))
         return self._count
 
-    def answer(self, number: int, granted: int | None) -> None:
+    def answer(self, number: int, slots: Sequence[int] | None) -> None:
         """See `Executor`."""
         self._go(self._jobs[number])
-        self._send(self._jobs[number], (number, worker_process.Answer(granted)))
+        self._send(self._jobs[number], (number, worker_process.Answer(slots)))
 
     def wake_by(self, fd: int | None) -> None:
         """See `Executor`."""

@@ -36,7 +36,7 @@ class Executor(Protocol):
         None if there is none yet, and either `block` is false or what `wake_by` named has become readable.
         """
 
-    def answer(self, number: int, granted: int | None) -> None:
+    def answer(self, number: int, slots: Sequence[int] | None) -> None:
         """Let a job go on that waits."""
 
     def wake_by(self, fd: int | None) -> None:
@@ -59,7 +59,9 @@ class Serial:
         self.idle = {0}
         self._count = 0
         self._runs: dict[int, Run] = {}
-        self._going: list[tuple[int, int | None]] = []  # that do not wait, with what they are to be sent
+        self._going: list[
+            tuple[int, Sequence[int] | None]
+        ] = []  # that do not wait, with what they are to be sent
         self._wake: int | None = None
 
     def submit(self, worker: int, job: Job, fds: Sequence[int]) -> int:
@@ -94,10 +96,10 @@ class Serial:
             self.idle.add(0)
         return number, event
 
-    def answer(self, number: int, granted: int | None) -> None:
+    def answer(self, number: int, slots: Sequence[int] | None) -> None:
         """See `Executor`."""
         self.idle.discard(0)
-        self._going.append((number, granted))
+        self._going.append((number, slots))
 
     def wake_by(self, fd: int | None) -> None:
         """See `Executor`."""

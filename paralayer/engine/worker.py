@@ -13,10 +13,13 @@ import socket
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paralayer.engine.jobs import Finished, Run, Waiting
 from paralayer.errors import ParalayerError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MESSAGE_MAX = 160 << 10  # bytes; what a socket of this kind takes by default is 208 KiB
 FDS_MAX = 8
@@ -28,7 +31,7 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 class Answer:
     """The answer to a job that waits."""
 
-    granted: int | None
+    slots: Sequence[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def serve(end: socket.socket) -> None:
         answer = None
         if isinstance(message, Answer):
             run, fds = waiting.pop(number)
-            answer = message.granted
+            answer = message.slots
         else:
             run = message.run(fds)
         try:
@@ -89,7 +92,7 @@ def serve(end: socket.socket) -> None:
             os.close(fd)
 
 
-def _advance(end: socket.socket, number: int, run: Run, answer: int | None) -> bool:
+def _advance(end: socket.socket, number: int, run: Run, answer: Sequence[int] | None) -> bool:
     """Let a job go on until it waits (true) or has finished."""
     try:
         while True:

@@ -25,6 +25,7 @@ from paralayer.engine.jobs import Finished, Job, Run
 from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
 from paralayer.sinks.window import LARGE, Window
+from paralayer.stream import Slots, Stream
 from paralayer.survivors import Batch, Rules, write_table
 from paralayer.table import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Length, Table
 from paralayer.tar.names import split
@@ -52,7 +53,7 @@ XATTRS = "xattrs that may not or cannot be set here"
 class WriteFiles:
     """Job: make rows `start` to `stop` of a batch, none of them a directory.
 
-    Descriptors: of the output, of the batch's table, of the stream. The result is a Counter of what was lost.
+    Descriptors: of the output, of the batch's table, of the arena. The result is a Counter of what was lost.
     """
 
     name: str
@@ -60,10 +61,12 @@ class WriteFiles:
     start: int
     stop: int
     skipped: tuple[int, ...]  # rows that are written in parts
+    slots: Slots
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
-        top, table_fd, stream = fds
+        top, table_fd, arena = fds
+        stream = Stream(arena, self.slots)
         before, after = self.part
         table = Table(table_fd, after, before)
         rules = Rules()
@@ -90,15 +93,16 @@ class WritePart:
     begin: int
     length: int
     at: int  # in the file
+    slots: Slots
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
-        top, stream = fds
+        top, arena = fds
         with _Maker(top, self.name) as maker:
             fd = maker.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.lseek(fd, self.at, os.SEEK_SET)
-                _send(fd, stream, self.begin, self.length)
+                Stream(arena, self.slots).send(fd, self.begin, self.begin + self.length)
             finally:
                 os.close(fd)
         yield Finished(Counter[str]())
@@ -203,37 +207,39 @@ class DirectorySink:
         self.written += int(rows["size"].sum())
         return placed
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _DirectoryBatch)
-        del stream_fd
         jobs: list[_Part] = []
-        start, size, begin = placed.index, 0, _NOWHERE
+        start, size, begin, end = placed.index, 0, _NOWHERE, 0
         index, count = placed.index, len(placed.kinds)
         whole = True
         while index < count and whole:
             if placed.kinds[index] == FILE and placed.stored[index]:
                 data, stored = placed.data[index], placed.stored[index]
                 if data + stored > upto or stored >= _LARGE or placed.done:
-                    whole = self._take_parts(placed, index, upto, jobs)
+                    whole = stream is not None and self._take_parts(placed, index, stream, upto, jobs)
                 else:
-                    begin = min(begin, data)
+                    begin, end = min(begin, data), max(end, data + stored)
                     size += stored
             index += whole
             if index - start >= _JOB_FILES or size >= _JOB_BYTES or index == count or not whole:
                 if any(kind != DIRECTORY for kind in placed.kinds[start:index]):
                     skipped = tuple(row for row in placed.in_parts if start <= row < index)
                     part = placed.lengths[start // _JOB_FILES], placed.lengths[-(-index // _JOB_FILES)]
-                    job = WriteFiles(self._name, part, start, index, skipped)
+                    slots = stream.slots(begin, end) if stream is not None and end else Slots(1)
+                    job = WriteFiles(self._name, part, start, index, skipped, slots)
                     jobs.append(_Part(job, placed.layer, begin, (self._top, placed.table_fd), placed))
-                start, size, begin = index, 0, _NOWHERE
+                start, size, begin, end = index, 0, _NOWHERE, 0
         placed.index = index
         placed.needs = placed.data[index] + placed.done if index < count else None
         placed.jobs += len(jobs)
         self._close_done(placed)
         return jobs
 
-    def _take_parts(self, placed: _DirectoryBatch, index: int, upto: int, jobs: list[_Part]) -> bool:
+    def _take_parts(
+        self, placed: _DirectoryBatch, index: int, stream: Stream, upto: int, jobs: list[_Part]
+    ) -> bool:
         """Take one file in parts, from `placed.done` on; return whether all of it is taken."""
         path, data, stored = placed.batch.paths[index], placed.data[index], placed.stored[index]
         stop = min(stored, upto - data)
@@ -245,14 +251,14 @@ class DirectorySink:
             placed.in_parts.append(index)
             self._late.append((placed.batch, [index]))
         passed = 0
-        for offset, length in placed.batch.extents(index):
-            first, last = max(passed, placed.done), min(passed + length, stop)
+        for offset, size in placed.batch.extents(index):
+            first, last = max(passed, placed.done), min(passed + size, stop)
             for begin in range(first, last, _LARGE):
-                part = WritePart(
-                    self._name, path, data + begin, min(_LARGE, last - begin), offset + begin - passed
-                )
+                length = min(_LARGE, last - begin)
+                slots = stream.slots(data + begin, data + begin + length)
+                part = WritePart(self._name, path, data + begin, length, offset + begin - passed, slots)
                 jobs.append(_Part(part, placed.layer, data + begin, (self._top,), placed))
-            passed += length
+            passed += size
         placed.done = stop if stop < stored else 0
         return stop == stored
 
@@ -392,7 +398,7 @@ class _Maker:
         except FileNotFoundError:
             self.lost[DEVICES] += 1
 
-    def make(self, batch: Batch, index: int, stream: int) -> None:
+    def make(self, batch: Batch, index: int, stream: Stream) -> None:
         """Make what a row says, whole, with its metadata."""
         path, row = batch.paths[index], batch.rows[index]
         kind = row["kind"]
@@ -429,17 +435,17 @@ class _Maker:
         finally:
             os.close(fd)
 
-    def _fill(self, fd: int, batch: Batch, index: int, stream: int) -> None:
+    def _fill(self, fd: int, batch: Batch, index: int, stream: Stream) -> None:
         row = batch.rows[index]
         begin, stored = int(row["data"]), int(row["stored"])
         if row["sparse"]:
             for offset, length in batch.extents(index):
                 os.lseek(fd, offset, os.SEEK_SET)
-                _send(fd, stream, begin, length)
+                stream.send(fd, begin, begin + length)
                 begin += length
             os.ftruncate(fd, int(row["size"]))
         elif stored >= LARGE:
-            _send(fd, stream, begin, stored)
+            stream.send(fd, begin, begin + stored)
         elif stored:
             end = begin + stored
             if not self._window.has(begin, end):
@@ -486,14 +492,6 @@ class _Maker:
             if error.errno not in _NOT_HERE:
                 raise
             self.lost[XATTRS] += 1
-
-
-def _send(fd: int, stream: int, begin: int, length: int) -> None:
-    while length:
-        sent = os.sendfile(fd, stream, begin, length)
-        assert sent, "what was announced is there"
-        begin += sent
-        length -= sent
 
 
 def _times(row: np.void) -> tuple[int, int]:

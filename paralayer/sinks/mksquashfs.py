@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from paralayer.sinks.sink import Placed, SinkJob
     from paralayer.sinks.squashfs.options import Options
+    from paralayer.stream import Stream
 
 DEFAULT = "mksquashfs"
 _OTHERWISE = "the default engine (--engine paralayer)"
@@ -185,11 +186,11 @@ class MksquashfsSink:
                     want="4.6, or --engine paralayer",
                 )
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert self._tar is not None
         with self._telling_why():
-            return self._tar.take(placed, stream_fd, upto)
+            return self._tar.take(placed, stream, upto)
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`; there are no jobs."""

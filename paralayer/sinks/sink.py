@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paralayer.engine.jobs import Job
+    from paralayer.stream import Stream
     from paralayer.survivors import Batch
 
 
@@ -30,7 +31,7 @@ class SinkJob(Protocol):
     begin: int | None
     """Offset in the layer's stream of the first byte that it needs; None when it needs nothing any more."""
     fds: Sequence[int]
-    """Descriptors that the job gets, before that of the layer's stream."""
+    """Descriptors that the job gets, before that of the memfd that streams are in."""
 
 
 class Sink(Protocol):
@@ -48,11 +49,11 @@ class Sink(Protocol):
     def place(self, batch: Batch) -> Placed:
         """Take the next batch in output order; what is stored of it stands in the order of the layer's stream."""
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """Take some of the data of a batch, as far as its layer is decoded: to `upto`.
 
         The sink does it at once, or returns jobs. As long as `needs` moves, it is called again. Without data (`needs`
-        None) there is no stream: -1.
+        None) there is no stream.
         """
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:

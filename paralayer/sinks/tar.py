@@ -5,7 +5,7 @@ written in whatever order data comes. The order of the entries suits tar readers
 each path once, hard links last. Entries of one directory can stand apart, since newest layers come first; readers that
 set a directory's time when they leave it (GNU tar without --delay-directory-restore) set it too early.
 
-Data does not pass through Python objects: large extents are sent from the memfd to the output by the kernel, small
+Data does not pass through Python objects: large extents are sent from the stream to the output by the kernel, small
 ones are read together into one buffer and written from there, with their headers, in one call. Holes of sparse files
 are holes of a file and zeros in a pipe.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paralayer.sinks.sink import Placed, SinkJob
+    from paralayer.stream import Stream
     from paralayer.survivors import Batch
 
 _TAKE_MAX = 8 << 20  # bytes of a stream taken in one call, some milliseconds: the engine has others to serve
@@ -110,7 +111,7 @@ class TarSink:
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """See `Sink`."""
         if explicit:
-            self.take(self.place(batch), -1, 0)
+            self.take(self.place(batch), None, 0)
 
     def place(self, batch: Batch) -> _TarBatch:
         """See `Sink`."""
@@ -139,7 +140,7 @@ class TarSink:
         self._kept.append(batch)
         return placed
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _TarBatch)
         if placed.needs is not None:
@@ -148,7 +149,7 @@ class TarSink:
             if self._output is not None and placed.position != self._at:
                 os.lseek(self._fd, placed.position, os.SEEK_SET)
             self._at = placed.position
-            self._write(placed, stream_fd, upto)
+            self._write(placed, stream, upto)
             placed.position = self._at
             if self._output is not None and self._at - self._flushed >= _FLUSH:
                 start_writeback(self._fd)
@@ -215,7 +216,7 @@ class TarSink:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
         self._end += len(data)
 
-    def _write(self, placed: _TarBatch, fd: int, upto: int) -> None:
+    def _write(self, placed: _TarBatch, stream: Stream | None, upto: int) -> None:
         """Write entries as far as their data is there, from where `placed` is."""
         headers = memoryview(placed.headers)
         offsets, data, stored, kinds = placed.header_offsets, placed.data, placed.stored, placed.kinds
@@ -236,10 +237,11 @@ class TarSink:
                 end = begin + length
                 if end > upto:
                     break
+                assert stream is not None
                 if not window.has(begin, end):
                     self._put(pieces)
                     pieces = []
-                    window.fill(fd, begin, min(upto, placed.reach[index]))
+                    window.fill(stream, begin, min(upto, placed.reach[index]))
                 pieces.append(headers[offsets[first] : offsets[index + 1]])
                 pieces.append(window.view(begin, end))
                 if length % 512:
@@ -254,7 +256,7 @@ class TarSink:
             self._put(pieces)
             pieces = []
             first = index + 1
-            if not self._write_large(placed, index, fd, upto):
+            if not self._write_large(placed, index, stream, upto):
                 placed.index, placed.needs = index, begin + placed.done
                 return
             placed.done = 0
@@ -265,7 +267,7 @@ class TarSink:
         placed.index = index
         placed.needs = data[index] if index < count else None
 
-    def _write_large(self, placed: _TarBatch, index: int, fd: int, upto: int) -> bool:
+    def _write_large(self, placed: _TarBatch, index: int, stream: Stream | None, upto: int) -> bool:
         """Write the data of one entry from `placed.done` on; return whether all of it is written."""
         begin = placed.data[index]
         extents = placed.sparse.get(index) or [_Extent(0, begin, placed.stored[index])]
@@ -278,7 +280,8 @@ class TarSink:
                 return False
             if at == extent.stored:
                 self._skip(extent.hole)
-            self._send(fd, at, stop - at)
+            assert stream is not None
+            self._send(stream, at, stop)
             placed.done = stop - begin
             if stop < end:
                 return False
@@ -299,30 +302,24 @@ class TarSink:
             if left:
                 pieces = _after(pieces, written)
 
-    def _send(self, fd: int, offset: int, length: int) -> None:
+    def _send(self, stream: Stream, begin: int, end: int) -> None:
         """Send part of a stream."""
-        while length:
-            sent = self._send_some(fd, offset, min(length, _SEND_MAX))
-            offset += sent
-            length -= sent
-
-    def _send_some(self, fd: int, offset: int, length: int) -> int:
-        if not self._appends:
-            try:
-                sent = os.sendfile(self._fd, fd, offset, length)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._appends = True  # the kernel does not send to a file that is opened for appending
-            else:
-                assert sent, "what was announced is there"
-                self._at += sent
-                return sent
-        length = min(length, Window.SIZE)
-        window = Window()
-        window.fill(fd, offset, offset + length)
-        self._put([window.view(offset, offset + length)])
-        return length
+        for at in range(begin, end, _SEND_MAX):
+            stop = min(at + _SEND_MAX, end)
+            if not self._appends:
+                try:
+                    stream.send(self._fd, at, stop)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self._appends = True  # the kernel does not send to a file that is opened for appending
+                else:
+                    self._at += stop - at
+                    continue
+            for piece in range(at, stop, Window.SIZE):
+                window = Window()
+                window.fill(stream, piece, stop)
+                self._put([window.view(piece, min(piece + Window.SIZE, stop))])
 
     def _skip(self, length: int) -> None:
         """Write zeros, or nothing where the output is a file."""

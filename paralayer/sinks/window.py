@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from paralayer.stream import Stream
 
 LARGE = 128 << 10
 """Bytes from which on the kernel had better send an extent: that is half the CPU of copying it through a buffer. Below,
@@ -38,14 +39,10 @@ class Window:
         """Say whether all of a part is in the window."""
         return self._begin <= begin and end <= self._end
 
-    def fill(self, fd: int, begin: int, stop: int) -> None:
+    def fill(self, stream: Stream, begin: int, stop: int) -> None:
         """Read from `begin` on as much as fits, but not beyond `stop`; what was viewed before is gone."""
-        self._begin = self._end = begin
-        stop = min(stop, begin + self.SIZE)
-        while self._end < stop:
-            got = os.preadv(fd, [self._buffer[self._end - begin : stop - begin]], self._end)
-            assert got, "what was announced is there"
-            self._end += got
+        self._begin, self._end = begin, min(stop, begin + self.SIZE)
+        stream.read(self._buffer[: self._end - begin], begin)
 
     def view(self, begin: int, end: int) -> memoryview:
         """Return a part that the window has; good until the next `fill`."""

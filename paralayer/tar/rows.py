@@ -37,6 +37,8 @@ from paralayer.tar import header, names
 from paralayer.tar.header import BLOCK, HeaderError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from paralayer.table import Rows
     from paralayer.tar.extension import Special
 
@@ -72,7 +74,6 @@ class RowWriter:
         self.orderly = True
         self._directories: dict[bytes, int] = {b"": ROOT}
         self._others: dict[bytes, int] = {}  # path of a non-directory → row of its file
-        self._link = b""  # normalised target of the hard link at hand
         # The header blocks of the batch, where their data begins, and what is odd about them.
         self.blocks: list[bytes] = []
         self.data: list[int] = []
@@ -182,85 +183,81 @@ class RowWriter:
         return rows
 
     def _publish(self, blocks: header.Blocks, rows: Rows) -> None:
-        raw_names = blocks[:, :100].copy().view("S100")[:, 0].tolist()
-        posix = (blocks[:, 257:263] == np.frombuffer(header.POSIX_MAGIC, np.uint8)).all(axis=1)
-        prefixed = set(np.flatnonzero(posix & (blocks[:, 345] != 0)).tolist())
-        kinds = rows["kind"].tolist()
-        specials = self.specials
-        paths: list[bytes] = []
-        parents: list[int] = []
-        kept: list[int] = []
+        paths, odd = _plain_paths(blocks)
+        kinds: list[int] = rows["kind"].tolist()
+        linked = (rows["kind"] == HARDLINK) | (rows["kind"] == SYMLINK)
+        targets: dict[int, bytes] = {}  # of hard links, normalised
+        dropped: list[int] = []
         extras: list[bytes] = []
         extra_at = self.table.length.extra
-        first = self.table.length.rows
-        for index, raw in enumerate(raw_names):
-            special = specials.get(index)
-            name = raw
-            kind = kinds[index]
-            if special is not None or index in prefixed:
-                name = self.name_of(self.blocks[index], special)
-            elif b"\0" in name:
-                name = name.split(b"\0", 1)[0]
-            path = name[2:] if name[:2] == b"./" else name
-            if path[-1:] == b"/":
-                path = path[:-1]
-            if not path or path[0] in b"./" or len(path) > names.NAME_MAX or b"/." in path or b"//" in name:
+        for index in sorted({*np.flatnonzero(odd | linked).tolist(), *self.specials}):
+            special = self.specials.get(index)
+            name = self.name_of(self.blocks[index], special)
+            if odd[index] or special is not None:
                 try:
-                    path, kind = names.classify(name, kind)
+                    paths[index], kind = names.classify(name, kinds[index])
                 except HeaderError as error:
                     self.refuse(error.what, error.got, error.want, name)
-                if kind != kinds[index]:
-                    if kind < 0:
-                        continue
-                    kinds[index] = rows["kind"][index] = kind
-            row = first + len(paths)
-            if kind in (HARDLINK, SYMLINK) or special is not None:
-                extra = self._extra(rows, index, kind, name, special)
-                if extra:
-                    rows["extra"][index] = extra_at
-                    extras.append(extra)
-                    extra_at += len(extra)
-            parents.append(self._prove(path, kind, row, rows, index) if self.orderly else NONE)
-            paths.append(path)
-            kept.append(index)
-        self.last = name
-        if len(kept) != len(rows):
+                if kind < 0:
+                    dropped.append(index)
+                    continue
+                kinds[index] = rows["kind"][index] = kind
+            extra = self._extra(rows, index, kinds[index], name, special)
+            if extra:
+                rows["extra"][index] = extra_at
+                extras.append(extra)
+                extra_at += len(extra)
+            if kinds[index] == HARDLINK:
+                targets[index] = extra[: rows["link"][index]]
+        self.last = self.name_of(self.blocks[-1], self.specials.get(len(self.blocks) - 1))
+        if dropped:
+            kept = np.delete(np.arange(len(rows)), dropped).tolist()
             rows = rows[kept]
-        rows["parent"] = parents
-        lengths = np.fromiter(map(len, paths), np.int64, len(paths))
+            paths, kinds = [paths[index] for index in kept], [kinds[index] for index in kept]
+            targets = {row: targets[index] for row, index in enumerate(kept) if index in targets}
+        rows["parent"] = self._prove(paths, kinds, targets, rows) if self.orderly else NONE
         if paths:
+            lengths = np.fromiter(map(len, paths), np.int64, len(paths))
             rows["name"] = self.table.length.names + np.concatenate(([0], np.cumsum(lengths[:-1] + 1)))
-        self.table.append(rows, b"".join(path + b"\0" for path in paths), b"".join(extras))
+        self.table.append(rows, b"".join([path + b"\0" for path in paths]), b"".join(extras))
         if self.orderly:
             self.orderly_rows = self.table.length.rows
 
-    def _prove(self, path: bytes, kind: int, row: int, rows: Rows, index: int) -> int:
-        """Return the parent of a row of an orderly layer; end the orderly rows when it is none."""
+    def _prove(
+        self, paths: list[bytes], kinds: list[int], targets: dict[int, bytes], rows: Rows
+    ) -> list[int]:
+        """Return the parents of rows of an orderly layer; end the orderly rows where there is none."""
         directories, others = self._directories, self._others
-        if not path:
-            return ROOT
-        if kind == OPAQUE:
-            parent = directories.get(path, NONE)
-        else:
-            cut = path.rfind(b"/")
-            parent = directories.get(path[:cut], NONE) if cut >= 0 else ROOT
-        orderly = parent != NONE
-        if kind == DIRECTORY:
-            orderly = orderly and path not in directories and path not in others
-            directories[path] = row
-        elif kind < WHITEOUT:
-            orderly = orderly and path not in others and path not in directories
-            target = row
-            if kind == HARDLINK:
-                target = others.get(self._link, NONE)
-                orderly = orderly and target != NONE
-                rows["target"][index] = target
-            others[path] = target
-        if not orderly:
-            self.orderly = False
-            self.orderly_rows = row
-            self._directories = self._others = {}
-        return parent
+        parents = [NONE] * len(paths)
+        first = self.table.length.rows
+        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True)):
+            if not path:
+                parents[index] = ROOT
+                continue
+            row = first + index
+            if kind == OPAQUE:
+                parent = directories.get(path, NONE)
+            else:
+                cut = path.rfind(b"/")
+                parent = directories.get(path[:cut], NONE) if cut >= 0 else ROOT
+            orderly = parent != NONE
+            if kind < WHITEOUT:
+                orderly = orderly and path not in others and path not in directories
+                if kind == DIRECTORY:
+                    directories[path] = row
+                elif kind == HARDLINK:
+                    target = others[path] = others.get(targets[index], NONE)
+                    orderly = orderly and target != NONE
+                    rows["target"][index] = target
+                else:
+                    others[path] = row
+            if not orderly:
+                self.orderly = False
+                self.orderly_rows = row
+                self._directories = self._others = {}
+                break
+            parents[index] = parent
+        return parents
 
     def _extra(self, rows: Rows, index: int, kind: int, name: bytes, special: Special | None) -> bytes:
         """Return the extra bytes of a row, and set the row's lengths of them."""
@@ -276,7 +273,7 @@ class RowWriter:
                 self.refuse("link without a target", name=name)
             if kind == HARDLINK:
                 try:
-                    link = self._link = names.normalise(link)
+                    link = names.normalise(link)
                 except HeaderError as error:
                     self.refuse(f"link target: {error.what}", error.got, error.want, name)
             elif len(link) > names.PATH_MAX:
@@ -303,6 +300,28 @@ class RowWriter:
             extents = [(0, 0)]
             rows["sparse"][index] = 1
         return link + xattrs + pack_extents(extents)
+
+
+def _plain_paths(blocks: header.Blocks) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Return the paths that the name fields plainly are, and which of the names are odd: have to be looked at."""
+    start, width = header.NAME
+    field = blocks[:, start : start + width].copy()
+    dotted = (field[:, 0] == ord(".")) & (field[:, 1] == ord("/"))
+    if dotted.any():
+        field[dotted, :-2] = field[dotted, 2:]
+        field[dotted, -2:] = 0
+    used = field != 0
+    length = width - used[:, ::-1].argmax(axis=1)
+    slash = field == ord("/")
+    dot = field == ord(".")
+    odd = slash[:, 0] | dot[:, 0] | (used.sum(axis=1) != length)  # the last: empty, or with NUL inside
+    odd |= (slash[:, :-1] & (slash | dot)[:, 1:]).any(axis=1)
+    odd |= (blocks[:, header.PREFIX[0]] != 0) & (
+        blocks[:, 257:263] == np.frombuffer(header.POSIX_MAGIC, np.uint8)
+    ).all(axis=1)
+    every = np.arange(len(field))
+    field[every, length - 1] *= ~slash[every, length - 1]
+    return field.view(f"S{width}")[:, 0].tolist(), odd
 
 
 def _without_other_devices(blocks: header.Blocks) -> header.Blocks:

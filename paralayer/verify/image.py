@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralayer.table import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SYMLINK
-from paralayer.verify.hashing import gather, plan
+from paralayer.verify.hashing import HOLE, gather, plan
 from paralayer.verify.tree import NO_XATTRS, Node, Tree, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from paralayer.engine.jobs import Job
     from paralayer.sinks.sink import Placed, SinkJob
+    from paralayer.stream import Stream
     from paralayer.survivors import Batch
     from paralayer.verify.hashing import Part, Targets
     from paralayer.verify.tree import Kind
@@ -109,14 +110,19 @@ class TreeSink:
             left=left,
         )
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _TreeBatch)
         ready = []
         while placed.left and placed.left[-1].end <= upto:
             ready.append(placed.left.pop())
         placed.needs = placed.left[-1].begin if placed.left else None
-        tasks = gather(ready, f"layer {placed.layer}", stream_fd)
+        if not ready:
+            return ()
+        assert stream is not None
+        for part in ready:
+            part.scattered = [place for piece in part.pieces for place in _places(stream, *piece)]
+        tasks = gather(ready, f"layer {placed.layer}", stream.fd)
         return [_Hashing(task.job, placed.layer, task.begin, task.targets) for task in tasks]
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
@@ -144,3 +150,8 @@ class TreeSink:
 
     def close(self) -> None:
         """See `Sink`."""
+
+
+def _places(stream: Stream, begin: int, length: int) -> Iterable[tuple[int, int]]:
+    """Return where a piece of a file's content is in the memfd of the stream."""
+    return [(HOLE, length)] if begin == HOLE else stream.pieces(begin, begin + length)

@@ -20,6 +20,7 @@ import numpy as np
 from paralayer.engine.jobs import Finished, Run
 from paralayer.sinks.squashfs.compressor import Compressor
 from paralayer.sinks.window import Window, reach
+from paralayer.stream import Slots, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PackFiles:
-    """Job: pack contiguous parts of files. Descriptors: for the blocks, of the stream.
+    """Job: pack contiguous parts of files. Descriptors: for the blocks, of the arena.
 
     `parts`, 64-bit integers: offset in the stream, length, number of blocks; again and again. Blocks are full but for
     the last one of a file; what is left behind the blocks is a tail end, and only its digest is made.
@@ -54,10 +55,12 @@ class PackFiles:
 
     settings: Settings
     parts: bytes
+    slots: Slots
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`; the result is (words, digests, tail ends that are holes)."""
-        output, stream = fds
+        output, arena = fds
+        stream = Stream(arena, self.slots)
         packer = _Packer(self.settings, output)
         size = self.settings.block_size
         parts = np.frombuffer(self.parts, "<i8").reshape(-1, 3)
@@ -82,7 +85,7 @@ class PackFiles:
 
 @dataclass(frozen=True, slots=True)
 class PackSparse:
-    """Job: pack a part of a sparse file, `length` bytes. Descriptors: for the blocks, of the extents, of the stream.
+    """Job: pack a part of a sparse file, `length` bytes. Descriptors: for the blocks, of the extents, of the arena.
 
     The extents, pairs of 64-bit integers, are (offset from where the part begins, length); the first may begin before
     it, the last may end behind it. `data` is where the first one's content begins in the stream.
@@ -92,10 +95,12 @@ class PackSparse:
     data: int
     length: int
     blocks: int
+    slots: Slots
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`; the result is that of `PackFiles`. A tail end is left behind the blocks."""
-        output, extents_fd, stream = fds
+        output, extents_fd, arena = fds
+        stream = Stream(arena, self.slots)
         extents = np.frombuffer(os.pread(extents_fd, os.fstat(extents_fd).st_size, 0), "<i8").reshape(-1, 2)
         begins = extents[:, 0]
         ends = begins + extents[:, 1]
@@ -116,7 +121,7 @@ class PackSparse:
                 strict=True,
             ):
                 low, high = max(begin, at), min(end, at + len(block))
-                _read(stream, block[low - at : high - at], place + low - begin)
+                stream.read(block[low - at : high - at], place + low - begin)
             if number < self.blocks:
                 packer.pack(block)
             else:
@@ -127,7 +132,7 @@ class PackSparse:
 
 @dataclass(frozen=True, slots=True)
 class PackFragments:
-    """Job: make fragment blocks out of tail ends. Descriptors: for the blocks, of the stream.
+    """Job: make fragment blocks out of tail ends. Descriptors: for the blocks, of the arena.
 
     `fragments`, 64-bit integers for each block: how many of its bytes are in the former already, one block's behind the
     other's, and how many tail ends follow. `tails`, 64-bit integers for each of these: offset in the stream, length.
@@ -136,10 +141,12 @@ class PackFragments:
     settings: Settings
     fragments: bytes
     tails: bytes
+    slots: Slots
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`; the result are the words."""
-        output, stream = fds
+        output, arena = fds
+        stream = Stream(arena, self.slots)
         fragments = array("q", self.fragments)
         tails = np.frombuffer(self.tails, "<i8").reshape(-1, 2)
         begins, ends = tails[:, 0], tails.sum(axis=1)
@@ -220,11 +227,3 @@ class _Packer:
 
 def _is_hole(block: memoryview) -> bool:
     return not block[0] and not np.frombuffer(block, np.uint8).any()
-
-
-def _read(fd: int, buffer: memoryview, offset: int) -> None:
-    while buffer:
-        got = os.preadv(fd, [buffer], offset)
-        assert got, "what was announced is there"
-        buffer = buffer[got:]
-        offset += got

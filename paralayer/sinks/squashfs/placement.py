@@ -19,6 +19,7 @@ import numpy as np
 from paralayer.engine.jobs import Finished
 from paralayer.sinks.squashfs.data import DIGEST_SIZE, SIZE_MASK, PackFragments, Settings
 from paralayer.sinks.squashfs.inode import NO_FRAGMENT, Content
+from paralayer.stream import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paralayer.engine.jobs import Job
+    from paralayer.stream import Stream
 
 _LAG = (
     16 << 20
@@ -52,7 +54,7 @@ class Part:
     layer: int
     begin: int | None
     fds: Sequence[int]
-    stream_fd: int
+    stream: Stream
     entries: NDArray[np.int64]
     kinds: list[bytes]
     sizes: list[int]  # of whole files
@@ -350,12 +352,14 @@ class Placement:
         counts = array("q")
         for fragment in closed:
             counts.extend((len(fragment.carried), len(fragment.tails)))
-        begin, tails = None, b""
+        begin, tails, slots = None, b"", Slots(1)
         files = [file for fragment in closed for file in fragment.tails]
         if part is not None and files:
             at = part.tails_at[files]
-            begin, tails = int(at.min()), np.column_stack((at, part.tails[files])).astype("<i8").tobytes()
-        job = PackFragments(self._settings, counts.tobytes(), tails)
+            begin, sizes = int(at.min()), part.tails[files]
+            tails = np.column_stack((at, sizes)).astype("<i8").tobytes()
+            slots = part.stream.slots(begin, int((at + sizes).max()))
+        job = PackFragments(self._settings, counts.tobytes(), tails, slots)
         numbers = [fragment.number for fragment in closed]
         group = FragmentGroup(job, part.layer if part is not None else 0, begin, [fd], numbers)
         self._groups.append(group)
@@ -364,7 +368,9 @@ class Placement:
     def _carry(self, part: Part, fragment: _Open) -> None:
         """Take a fragment block's tail ends out of the stream of a part."""
         for file in fragment.tails:
-            fragment.carried += os.pread(part.stream_fd, int(part.tails[file]), int(part.tails_at[file]))
+            tail = bytearray(int(part.tails[file]))
+            part.stream.read(memoryview(tail), int(part.tails_at[file]))
+            fragment.carried += tail
         fragment.tails.clear()
 
     def _write_fragments(self) -> bool:

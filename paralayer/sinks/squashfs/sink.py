@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from paralayer.sinks.sink import Placed, SinkJob
     from paralayer.sinks.squashfs.options import Options
+    from paralayer.stream import Stream
     from paralayer.survivors import Batch
 
 _JOB_BYTES = 4 << 20
@@ -143,18 +144,20 @@ class SquashfsSink:
         self._entries += len(batch.rows)
         return placed
 
-    def take(self, placed: Placed, stream_fd: int, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _SquashfsBatch)
+        if stream is None:
+            return ()
         parts: list[Part] = []
         while self._placement.waiting < self._ahead and placed.index < len(placed.rows):
             sparse = placed.sparse[np.searchsorted(placed.sparse, placed.index) :]
             try:
                 if len(sparse) and sparse[0] == placed.index:
-                    part = self._cut_sparse(placed, stream_fd, upto)
+                    part = self._cut_sparse(placed, stream, upto)
                 else:
                     stop = int(sparse[0]) if len(sparse) else len(placed.rows)
-                    part = self._cut(placed, stream_fd, upto, stop)
+                    part = self._cut(placed, stream, upto, stop)
             except OSError as error:
                 raise self._error(error) from None
             if part is None:
@@ -163,7 +166,7 @@ class SquashfsSink:
             self._placement.add(part)
         return parts
 
-    def _cut(self, placed: _SquashfsBatch, stream_fd: int, upto: int, stop: int) -> Part | None:
+    def _cut(self, placed: _SquashfsBatch, stream: Stream, upto: int, stop: int) -> Part | None:
         """Cut the next part out of what is there of the files before number `stop`: whole files, or a part of one."""
         block_size = self._options.block_size
         first, done = placed.index, placed.done
@@ -193,14 +196,15 @@ class SquashfsSink:
             placed.index, placed.done = (stop, 0) if complete else (first, done + length)
         self._set_needs(placed)
         blocks = lengths // block_size if self._options.fragments else -(-lengths // block_size)
-        job = PackFiles(self._settings, np.column_stack((at, lengths, blocks)).astype("<i8").tobytes())
+        parts = np.column_stack((at, lengths, blocks)).astype("<i8").tobytes()
+        job = PackFiles(self._settings, parts, stream.slots(begin, int(at[-1] + lengths[-1])))
         tails = np.maximum(lengths - blocks * block_size, 0)
         return Part(
             job,
             placed.layer,
             begin,
             [os.memfd_create("blocks", os.MFD_CLOEXEC)],
-            stream_fd,
+            stream,
             entries=placed.entries[first:stop],
             kinds=placed.kinds[first:stop],
             sizes=placed.sizes[first:stop].tolist(),
@@ -210,7 +214,7 @@ class SquashfsSink:
             goes_on=not complete,
         )
 
-    def _cut_sparse(self, placed: _SquashfsBatch, stream_fd: int, upto: int) -> Part | None:
+    def _cut_sparse(self, placed: _SquashfsBatch, stream: Stream, upto: int) -> Part | None:
         """Cut the next part of a sparse file; `done` is of the file, holes included."""
         block_size = self._options.block_size
         index = placed.index
@@ -235,7 +239,11 @@ class SquashfsSink:
         fds = [os.memfd_create("blocks", os.MFD_CLOEXEC), os.memfd_create("extents", os.MFD_CLOEXEC)]
         relative = extents[first:after] - [[placed.done, 0]]
         write_all(fds[1], relative.astype("<i8").tobytes())
-        job = PackSparse(self._settings, int(stored[first]) if first < after else begin, length, blocks)
+        data, slots = begin, stream.slots(0, 0)
+        if first < after:
+            data = int(stored[first])
+            slots = stream.slots(begin, min(upto, int(stored[after - 1] + extents[after - 1, 1])))
+        job = PackSparse(self._settings, data, length, blocks, slots)
         if last:
             placed.index += 1
             placed.done = 0
@@ -248,7 +256,7 @@ class SquashfsSink:
             placed.layer,
             begin,
             fds,
-            stream_fd,
+            stream,
             entries=placed.entries[index : index + 1],
             kinds=placed.kinds[index : index + 1],
             sizes=[size],

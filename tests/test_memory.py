@@ -1,0 +1,119 @@
+"""Streams in slots of one arena: each has its own bytes, whatever the slots are, and memory is used again."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paralayer.engine.memory import Arena, LayerStream
+from paralayer.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena(8 * MIB, 2)
+    yield arena
+    arena.close()
+
+
+def read(stream: Stream, begin: int, end: int) -> bytes:
+    buffer = bytearray(end - begin)
+    stream.read(memoryview(buffer), begin)
+    return bytes(buffer)
+
+
+def filled(arena: Arena, data: bytes) -> LayerStream:
+    stream = LayerStream(arena)
+    while stream.granted < len(data):
+        assert stream.grant(essential=False)
+    stream.write(memoryview(data), 0)
+    stream.decoded = len(data)
+    return stream
+
+
+@given(seed=st.integers(0, 1 << 30))
+def test_streams_have_their_own_bytes_whatever_is_released_meanwhile(seed: int) -> None:
+    chance = random.Random(seed)
+    arena = Arena(8 * MIB, 2)
+    wants: list[tuple[LayerStream, bytes]] = []
+    for _ in range(20):
+        data = chance.randbytes(4) * chance.randrange(1, 1 << 16)
+        if arena.used + len(data) + MIB <= arena.total:
+            wants.append((filled(arena, data), data))
+        if wants:
+            stream, data = chance.choice(wants)
+            stream.release(chance.randint(0, len(data)))
+        for stream, data in wants:
+            begin = chance.randint(stream.released, len(data))
+            end = chance.randint(begin, len(data))
+            assert read(stream, begin, end) == data[begin:end]
+            other_process = Stream(arena.fd, stream.slots(begin, end))
+            assert read(other_process, begin, end) == data[begin:end]
+        if len(wants) > 3:
+            wants.pop(0)[0].close()
+    for stream, _ in wants:
+        stream.close()
+    assert not arena.used
+    arena.close()
+
+
+def test_a_part_is_sent_across_slots(arena: Arena, tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(MIB)
+    stream = filled(arena, data)
+    with open(tmp_path / "sent", "wb") as file:
+        stream.send(file.fileno(), 1000, MIB - 7)
+    assert (tmp_path / "sent").read_bytes() == data[1000 : MIB - 7]
+
+
+def test_a_window_through_a_long_stream_uses_the_same_memory(arena: Arena) -> None:
+    stream = LayerStream(arena)
+    for at in range(0, 100 * MIB, MIB):
+        assert stream.grant(essential=True)
+        stream.write(memoryview(bytes([at // MIB]) * MIB), at)
+        assert read(stream, at, at + 3) == bytes([at // MIB]) * 3
+        stream.release(at + MIB)
+    assert arena.present == os.fstat(arena.fd).st_size == arena.unit
+    stream.close()
+    assert not arena.used
+
+
+def test_an_essential_stream_gets_one_grant_more_than_there_is(arena: Arena) -> None:
+    other, stream = LayerStream(arena), LayerStream(arena)
+    while other.grant(essential=False):
+        pass
+    assert arena.used == arena.total
+    assert stream.grant(essential=False) is None
+    assert stream.grant(essential=True)
+    assert stream.grant(essential=True) is None
+    stream.release(1)
+    assert stream.grant(essential=True)
+
+
+def test_what_was_not_used_of_a_grant_is_given_back(arena: Arena) -> None:
+    stream = filled(arena, b"x" * (arena.slot + 1))
+    assert arena.used == arena.unit
+    stream.trim()
+    assert arena.used == 2 * arena.slot
+    stream.release(arena.slot + 1)
+    assert arena.used == arena.slot
+    stream.close()
+    assert not arena.used
+
+
+@pytest.mark.parametrize("total", [1, 64 * MIB, 6 << 30, 1 << 40])
+def test_a_job_can_be_told_the_slots_of_all_memory(total: int) -> None:
+    arena = Arena(total, 2)
+    assert arena.total // arena.slot <= 8192
+    assert arena.unit % arena.slot == 0
+    arena.close()
