@@ -17,7 +17,6 @@ from paralayer.convert import (
 from paralayer.errors import (
     DigestError,
     ImageError,
-    InterruptedByUser,
     LayerError,
     MediaTypeError,
     ParalayerError,
@@ -49,7 +48,6 @@ __all__ = [
     "Image",
     "ImageError",
     "ImageSpec",
-    "InterruptedByUser",
     "Layer",
     "LayerError",
     "LayerMeta",

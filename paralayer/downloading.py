@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paralayer.errors import DigestError
+from paralayer.errors import DigestError, RegistryError
 from paralayer.fetching import Fetched
 from paralayer.growing import Growing
 from paralayer.image import Blob
@@ -112,6 +112,6 @@ class Downloading(Fetched):
             with closing(blob.registry.open_blob(blob.digest, 0, size)) as body:
                 while count < size and (got := body.readinto(buffer[count:])):
                     count += got
-        except BrokenConnection:
-            return None  # fetching it all will tell
+        except (BrokenConnection, RegistryError):
+            return None  # fetching it all will tell, or has told already
         return self._layers[layer].media_type, bytes(buffer[:count])

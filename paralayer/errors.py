@@ -8,8 +8,7 @@
     │   └── RegistryError   a registry that cannot be reached, or refuses
     ├── SinkError           the output cannot be written
     ├── WorkerError         a worker process died
-    ├── UsageError          a call that makes no sense where it stands; a ValueError as well
-    └── InterruptedByUser   SIGINT or SIGTERM
+    └── UsageError          a call that makes no sense where it stands; a ValueError as well
 
 The message is always ``where: what: got X, want Y``; `got` and `want` may be absent. Errors cross process
 boundaries: fields are the positional arguments of `Exception`, so that pickling keeps them.
@@ -82,7 +81,3 @@ class WorkerError(ParalayerError):
 
 class UsageError(ParalayerError, ValueError):
     """A call that makes no sense where it stands, such as a layer that is given twice."""
-
-
-class InterruptedByUser(ParalayerError):  # noqa: N818 - an interruption is no error of anybody's
-    """SIGINT or SIGTERM arrived."""

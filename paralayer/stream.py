@@ -88,7 +88,7 @@ class Stream:
             buffer = buffer[got:]
 
     def send(self, output: int, begin: int, end: int) -> None:
-        """Let the kernel write a part to a file, where that is; OSError as sendfile(2) has it."""
+        """Let the kernel write a part to a regular file, where that is; OSError as sendfile(2) has it."""
         while begin < end:
             sent = os.sendfile(output, self.fd, *self._locate(begin, end))
             assert sent, "what was announced is there"

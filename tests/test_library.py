@@ -59,7 +59,7 @@ def flat(image: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_public_names() -> None:
     assert sorted(paralayer.__all__) == [
-        "ConversionResult", "Difference", "DigestError", "Image", "ImageError", "ImageSpec", "InterruptedByUser", "Layer",
+        "ConversionResult", "Difference", "DigestError", "Image", "ImageError", "ImageSpec", "Layer",
         "LayerError", "LayerMeta", "LayerWriter", "MediaTypeError", "PackerProgress", "ParalayerError", "Platform",
         "RegistryError", "SinkError", "StreamingPacker", "UsageError", "VerifyProgress", "VerifyReport", "WorkerError",
         "convert", "convert_dir", "convert_dir_streaming", "convert_mksquashfs", "convert_mksquashfs_streaming",

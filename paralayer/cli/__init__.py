@@ -17,8 +17,9 @@ from paralayer.cli.convert import convert_command
 from paralayer.cli.inspect import inspect_command
 from paralayer.cli.login import login_command, logout_command
 from paralayer.cli.pull import pull_command
+from paralayer.cli.terminal import InterruptedByUser
 from paralayer.cli.verify import CANNOT_COMPARE, verify_command
-from paralayer.errors import InterruptedByUser, ParalayerError
+from paralayer.errors import ParalayerError
 
 _INTERRUPTED = 130
 
@@ -55,24 +56,29 @@ def main() -> NoReturn:
     # The threads that a linear algebra library would start when numpy loads it serve nothing here, and a process
     # with threads cannot fork its workers.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # All text is out then: `click.echo` flushes. What would be left is an interpreter that takes itself apart for 20 ms,
+    # its signal handlers first.
+    os._exit(_run())
+
+
+def _run() -> int:
+    """Run the command line; return the exit code."""
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("paralayer: interrupted", err=True)
-        sys.exit(_INTERRUPTED)
+        return _INTERRUPTED
     except InterruptedByUser as error:
         click.echo(f"paralayer: {error}", err=True)
-        sys.exit(_INTERRUPTED)
+        return _INTERRUPTED
     except ParalayerError as error:
         click.echo(f"paralayer: error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except OSError as error:
-        # Only text that could not be printed comes here; what is left of it must not fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Only text that could not be printed comes here.
         click.echo(f"paralayer: error: standard output: {error.strerror}", err=True)
-        sys.exit(CANNOT_COMPARE if sys.argv[1:2] == ["verify"] else 1)
-    # All text is out: `click.echo` flushes. What is left is an interpreter that takes itself apart for 20 ms.
-    os._exit(status if isinstance(status, int) else 0)
+        return CANNOT_COMPARE if sys.argv[1:2] == ["verify"] else 1
+    return status if isinstance(status, int) else 0

@@ -6,8 +6,6 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
-from paralayer.errors import InterruptedByUser
-
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
@@ -59,6 +57,10 @@ class Display:
             self._live.show(event)
 
 
+class InterruptedByUser(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived: no error of anybody's, so that nobody takes it for one of an image or a file."""
+
+
 class interrupts:  # noqa: N801 - used as a function
     """Within, SIGINT, SIGTERM and SIGHUP raise InterruptedByUser, once; those that are ignored stay so (nohup)."""
 
@@ -72,7 +74,7 @@ class interrupts:  # noqa: N801 - used as a function
         for each in self._old:
             # Not SIG_IGN: one more that has come already must find a handler.
             signal.signal(each, lambda *_: None)
-        raise InterruptedByUser("", f"interrupted by {signal.Signals(number).name}")
+        raise InterruptedByUser(f"interrupted by {signal.Signals(number).name}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

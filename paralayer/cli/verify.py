@@ -9,7 +9,7 @@ import click
 
 from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
 from paralayer.cli.terminal import Display, interrupts
-from paralayer.errors import InterruptedByUser, ParalayerError
+from paralayer.errors import ParalayerError
 
 if TYPE_CHECKING:
     from paralayer.image import Platform
@@ -94,8 +94,6 @@ def verify_command(
                 cache=None if no_cache else cache,
                 progress=display.show,
             )
-    except InterruptedByUser:
-        raise
     except ParalayerError as error:
         click.echo(f"paralayer: error: {error}", err=True)
         return CANNOT_COMPARE

@@ -41,6 +41,7 @@ from paralayer.engine.memory import Arena, LayerStream
 from paralayer.engine.peek import Beginnings
 from paralayer.engine.plan import next_layer
 from paralayer.engine.reading import Reading
+from paralayer.errors import ImageError
 from paralayer.overlay import Overlay, OverturnedError, Survivors
 from paralayer.survivors import Rules, gather, gather_root
 from paralayer.table import Table
@@ -145,6 +146,10 @@ class Conversion:
                     self._handle(*came)
                 elif self._due:
                     self._take_some()
+        except ImageError:
+            if self._arrivals.error is not None:  # it made the layers that arrive end early
+                raise self._arrivals.error from None
+            raise
         finally:
             self._executor.wake_by(None)
             for reading in self._readings.values():

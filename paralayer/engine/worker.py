@@ -110,10 +110,9 @@ def _advance(end: socket.socket, number: int, run: Run, answer: Sequence[int] | 
 
 def main(fd: int) -> None:
     """Be a worker process on the socket `fd`."""
-    # An interrupt goes to the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # These go to the whole process group; the parent decides what they mean.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     with socket.socket(fileno=fd) as end:
         serve(end)

@@ -159,8 +159,8 @@ class Downloads:
                     return
                 self._stopping.set()
                 self._error = error
+            self._on_error(error)  # first: what is stopped by it ends with errors that tell less
             self._stop()
-            self._on_error(error)
 
     def _fetch(self) -> None:
         buffer = memoryview(bytearray(CHUNK + 1))  # one more, to see the end

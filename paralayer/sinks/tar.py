@@ -5,8 +5,8 @@ written in whatever order data comes. The order of the entries suits tar readers
 each path once, hard links last. Entries of one directory can stand apart, since newest layers come first; readers that
 set a directory's time when they leave it (GNU tar without --delay-directory-restore) set it too early.
 
-Data does not pass through Python objects: large extents are sent from the stream to the output by the kernel, small
-ones are read together into one buffer and written from there, with their headers, in one call. Holes of sparse files
+Large extents are sent from the stream to a file by the kernel; small ones are read together into one buffer and
+written from there, with their headers, in one call. Holes of sparse files
 are holes of a file and zeros in a pipe.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from paralayer.survivors import Batch
 
 _TAKE_MAX = 8 << 20  # bytes of a stream taken in one call, some milliseconds: the engine has others to serve
-_SEND_MAX = 32 << 20  # of one call, which no signal interrupts
 _PIECES_MAX = 1000  # of one writev; Linux takes 1024
 _ZEROS = bytes(1 << 16)
 _FLUSH = (
@@ -91,8 +91,10 @@ class TarSink:
         self.temporary = self._output.temporary if self._output is not None else None
         self.can_restart = self._output is not None
         self.ordered = not self.can_restart
-        self._appends = False
+        # Pipes and sockets would get the pages themselves, which are written to again before somebody has read them.
+        self._sends = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self.lost: Counter[str] = Counter()
+        self._window = Window()
         self._begin()
 
     def _begin(self) -> None:
@@ -220,7 +222,8 @@ class TarSink:
         """Write entries as far as their data is there, from where `placed` is."""
         headers = memoryview(placed.headers)
         offsets, data, stored, kinds = placed.header_offsets, placed.data, placed.stored, placed.kinds
-        window = Window()
+        window = self._window
+        window.forget()
         pieces: list[bytes | memoryview] = []
         first = placed.index  # headers from here on are not in `pieces` yet
         index, count = placed.index, len(kinds)
@@ -304,22 +307,19 @@ class TarSink:
 
     def _send(self, stream: Stream, begin: int, end: int) -> None:
         """Send part of a stream."""
-        for at in range(begin, end, _SEND_MAX):
-            stop = min(at + _SEND_MAX, end)
-            if not self._appends:
-                try:
-                    stream.send(self._fd, at, stop)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                    self._appends = True  # the kernel does not send to a file that is opened for appending
-                else:
-                    self._at += stop - at
-                    continue
-            for piece in range(at, stop, Window.SIZE):
-                window = Window()
-                window.fill(stream, piece, stop)
-                self._put([window.view(piece, min(piece + Window.SIZE, stop))])
+        if self._sends:
+            try:
+                stream.send(self._fd, begin, end)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._sends = False  # the kernel does not send to a file that is opened for appending
+            else:
+                self._at += end - begin
+                return
+        for at in range(begin, end, Window.SIZE):
+            self._window.fill(stream, at, end)
+            self._put([self._window.view(at, min(at + Window.SIZE, end))])
 
     def _skip(self, length: int) -> None:
         """Write zeros, or nothing where the output is a file."""

@@ -35,6 +35,10 @@ class Window:
         self._buffer = memoryview(bytearray(self.SIZE))
         self._begin = self._end = 0
 
+    def forget(self) -> None:
+        """Have nothing: another stream comes."""
+        self._begin = self._end = 0
+
     def has(self, begin: int, end: int) -> bool:
         """Say whether all of a part is in the window."""
         return self._begin <= begin and end <= self._end
