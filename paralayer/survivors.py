@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paralayer.table import Rows
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_NAME_MAX = 255  # bytes of an extended attribute's name on Linux
 _OVERLAYFS = (b"trusted.overlay.", b"user.overlay.")
 
 
@@ -78,6 +79,8 @@ class Batch:
         for name, value in self._table(index).xattrs(row).items():
             if name.startswith(_OVERLAYFS):
                 self.rules.dropped["xattrs of overlayfs"] += 1
+            elif name in _NAMESPACES or len(name) > _NAME_MAX:
+                self.rules.dropped["xattrs whose names Linux does not take"] += 1
             elif not name.startswith(_NAMESPACES):
                 self.rules.dropped["xattrs without a known namespace"] += 1
             elif name.startswith(b"user.") and row["kind"] not in (FILE, DIRECTORY):

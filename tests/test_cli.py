@@ -111,7 +111,15 @@ def test_json_has_odd_names(image: str, tmp_path: Path) -> None:
 def test_warnings_have_a_line_each(image: str, tmp_path: Path) -> None:
     stack = [
         [
-            file(b"f", xattrs={b"odd": b"1", b"trusted.overlay.opaque": b"y"}),
+            file(b"f", xattrs={b"odd": b"1", b"trusted.overlay.opaque": b"y", b"user.": b"1"}),
+            file(
+                b"g",
+                xattrs={
+                    b"user." + b"k" * 250: b"1",
+                    b"user." + b"k" * 251: b"1",
+                    b"user." + b"k" * 70_000: b"1",
+                },
+            ),
             char(b"c", 1, 3, xattrs={b"user.x": b"1"}),
         ]
     ]
@@ -120,7 +128,7 @@ def test_warnings_have_a_line_each(image: str, tmp_path: Path) -> None:
     warning, _ = done.stderr.splitlines()
     assert warning == (
         "paralayer: warning: left out: user xattrs on what is neither file nor directory: 1, "
-        "xattrs of overlayfs: 1, xattrs without a known namespace: 1"
+        "xattrs of overlayfs: 1, xattrs whose names Linux does not take: 3, xattrs without a known namespace: 1"
     )
     quiet = convert("--quiet", "--force", layout, tmp_path / "out.tar")
     assert quiet.stderr == ""

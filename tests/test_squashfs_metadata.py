@@ -278,12 +278,12 @@ def test_only_devices_have_device_numbers() -> None:
     pack_image([ROOT, replace(file(b"f"), major=9999, minor=1 << 31)])
 
 
-def test_symlink_targets_of_64_kib_are_refused() -> None:
-    read([ROOT, symlink(b"link", b"t" * 65535), symlink(b"next", b"t")])
+def test_symlink_targets_that_linux_does_not_read_are_refused() -> None:
+    read([ROOT, symlink(b"link", b"t" * 4096), symlink(b"next", b"t")])
     with pytest.raises(
-        SinkError, match=r"out.squashfs: link: target of the symlink: got 65536 bytes, want at most 65535"
+        SinkError, match=r"out.squashfs: link: target of the symlink: got 4097 bytes, want at most 4096"
     ):
-        pack_image([ROOT, symlink(b"link", b"t" * 65536)])
+        pack_image([ROOT, symlink(b"link", b"t" * 4097)])
 
 
 def test_owners_are_limited_by_the_superblock() -> None:

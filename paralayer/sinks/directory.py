@@ -490,7 +490,8 @@ class _Maker:
             os.setxattr(place, key, value, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _NOT_HERE:
-                raise
+                what = f"{quote(self._path)}: xattr {quote(key)}"
+                raise SinkError(self._name, f"{what}: {error.strerror}") from None
             self.lost[XATTRS] += 1
 
 

@@ -107,11 +107,20 @@ class PackSparse:
         stored = self.data + np.cumsum(extents[:, 1]) - extents[:, 1]
         packer = _Packer(self.settings, output)
         size = self.settings.block_size
+        if not len(extents):
+            packer.add_hole(self.blocks)
+            if self.length > self.blocks * size:
+                packer.add_hole_tail(0)
+            yield Finished(packer.result())
+            return
         for number, at in enumerate(range(0, self.length, size)):
             stop = min(at + size, self.length)
             first, last = np.searchsorted(ends, at, "right"), np.searchsorted(begins, stop)
             if first >= last:
-                packer.add_hole(None if number < self.blocks else 0)
+                if number < self.blocks:
+                    packer.add_hole()
+                else:
+                    packer.add_hole_tail(0)
                 continue
             block = memoryview(bytearray(stop - at))
             for begin, end, place in zip(
@@ -186,7 +195,7 @@ class _Packer:
     def pack(self, block: memoryview) -> None:
         """Pack a data block."""
         if _is_hole(block):
-            self.add_hole(None)
+            self.add_hole()
             return
         stored = self.put(block)
         if self._dedup:
@@ -208,19 +217,20 @@ class _Packer:
             self._at += written
             left = left[written:]
 
-    def add_hole(self, part: int | None) -> None:
-        """Take note of a block that is a hole, or of a part whose tail end is one."""
-        if part is not None:
-            self._holes.append(part)
-            return
-        self._words.append(0)
+    def add_hole(self, blocks: int = 1) -> None:
+        """Take note of blocks that are a hole."""
+        self._words.extend(bytes(blocks))
         if self._dedup:
-            self._digests.append(_HOLE_DIGEST)
+            self._digests.append(_HOLE_DIGEST * blocks)
+
+    def add_hole_tail(self, part: int) -> None:
+        """Take note of a part whose tail end is a hole."""
+        self._holes.append(part)
 
     def add_tail(self, part: int, tail: memoryview) -> None:
         """Take note of a part's tail end."""
         if _is_hole(tail):
-            self.add_hole(part)
+            self.add_hole_tail(part)
         elif self._dedup:
             self._digests.append(hashlib.sha256(tail).digest())
 

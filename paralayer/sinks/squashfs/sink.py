@@ -222,8 +222,12 @@ class SquashfsSink:
         extents = np.array(placed.batch.extents(int(placed.rows[index])), np.int64).reshape(-1, 2)
         begins, ends = extents[:, 0], extents.sum(axis=1)
         stored = int(placed.data[index]) + np.cumsum(extents[:, 1]) - extents[:, 1]
-        # The part ends behind whole blocks whose content is there, at the latest where it gets too large.
+        # The part ends behind whole blocks whose content is there, at the latest where it gets too large, or where a hole
+        # does that it is all of: that costs little however long it is.
         stop = min(size, placed.done + min(_JOB_BYTES, _JOB_BLOCKS * block_size))
+        following = int(np.searchsorted(ends, placed.done, "right"))
+        hole = (int(begins[following]) if following < len(begins) else size) // block_size * block_size
+        stop = max(stop, min(hole, placed.done + _JOB_BLOCKS * block_size))
         missing = np.flatnonzero(stored + extents[:, 1] > upto)
         if len(missing):
             there = int(begins[missing[0]] + max(0, upto - stored[missing[0]]))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _TIME_MAX = 0xFFFF_FFFF
 _MAJOR_MAX, _MINOR_MAX = 0xFFF, 0xF_FFFF
-_TARGET_MAX = 0xFFFF  # bytes of a symlink's target, as in squashfs-tools; Linux follows none above 4095
+_TARGET_MAX = 4096  # bytes of a symlink's target: Linux takes an inode with a longer one for damage
 _AT_ONCE = 1 << 16  # inodes packed at a time, to bound the memory for it
 
 _ENTRY = np.dtype(
