@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
-
 Found = TypeVar("Found")
 
 COMMAND = (sys.executable, "-m", "paralayer")
@@ -49,6 +49,16 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[byt
                 process.kill()
             for left in session_of(process):
                 os.kill(left, signal.SIGKILL)
+
+
+def written_outputs(process: subprocess.Popen[bytes], top: Path) -> list[Path]:
+    """Return what a process writes to `top` under no name yet, or a temporary one."""
+    found = list(top.glob(".paralayer*"))
+    for descriptor in Path("/proc", str(process.pid), "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if re.fullmatch(rf"{re.escape(str(top))}/#[0-9]+ \(deleted\)", os.readlink(descriptor)):
+                found.append(descriptor)
+    return found
 
 
 def session_of(process: subprocess.Popen[bytes]) -> list[int]:

@@ -79,6 +79,23 @@ def test_an_output_that_came_in_the_meantime_is_not_replaced(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_has_no_name_before_it_is_complete(replace: bool, tmp_path: Path) -> None:
+    if replace:
+        (tmp_path / "out").write_text("old")
+    output = Output(str(tmp_path / "out"), replace=replace)
+    fd = output.create()
+    os.write(fd, b"new")
+    assert os.listdir(tmp_path) == ["out"] * replace
+    with open(output.temporary, "rb") as file:
+        assert file.read() == b"new"
+    output.commit()
+    os.close(fd)
+    output.abort()
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"new"
+
+
 REPLACED = {
     "a file by a file": ("file", "file"),
     "a file by a directory": ("file", "directory"),

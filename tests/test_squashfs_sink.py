@@ -30,7 +30,18 @@ from images import (
 from model import char, directory, file, hardlink, merge, symlink, whiteout
 from paralayer.sinks.squashfs.sink import SquashfsSink
 from paralayer.spec import ImageSpec
-from processes import CONVERT, convert, end_of, finish, one_line, running, session_of, wait_for, workers_of
+from processes import (
+    CONVERT,
+    convert,
+    end_of,
+    finish,
+    one_line,
+    running,
+    session_of,
+    wait_for,
+    workers_of,
+    written_outputs,
+)
 from squashfs_data import TEXT, DataReader, options, pack_sparse, read_image
 from squashfs_judges import JUDGES, held, is_there
 from trees import diff, from_model
@@ -396,7 +407,7 @@ def test_interrupt_leaves_nothing(endless: str, tmp_path: Path, jobs: str, whom:
     old = put_old(tmp_path)
     command = [*CONVERT, "--force", "--jobs", jobs, "--memory", "64M", endless, str(old)]
     with running(command) as process:
-        wait_for(lambda: has_grown(tmp_path))
+        wait_for(lambda: has_grown(process, tmp_path))
         if whom == "group":
             os.killpg(process.pid, signal.SIGINT)
         else:
@@ -408,15 +419,15 @@ def test_interrupt_leaves_nothing(endless: str, tmp_path: Path, jobs: str, whom:
     check_old(tmp_path)
 
 
-def has_grown(top: Path) -> bool:
-    return any(temporary.stat().st_size > 5 * MIB for temporary in top.glob(".paralayer*"))
+def has_grown(process: subprocess.Popen[bytes], top: Path) -> bool:
+    return any(temporary.stat().st_size > 5 * MIB for temporary in written_outputs(process, top))
 
 
 def test_death_of_one_worker_is_told_in_one_line(endless: str, tmp_path: Path) -> None:
     old = put_old(tmp_path)
     command = [*CONVERT, "--force", "--jobs", "2", "--memory", "64M", endless, str(old)]
     with running(command) as process:
-        wait_for(lambda: has_grown(tmp_path))
+        wait_for(lambda: has_grown(process, tmp_path))
         worker = workers_of(process, 2)[0]
         worker.kill()
         status, error = end_of(process)

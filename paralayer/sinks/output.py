@@ -2,7 +2,8 @@
 
 Everything is written to a temporary sibling, so the last step is a rename within one file system. Without `replace`
 that step refuses to replace what has come there in the meantime. With it, a file is renamed over the old one; a
-directory cannot be, so the two are exchanged and the old one is removed.
+directory cannot be, so the two are exchanged and the old one is removed. A file that is written here has no name at all
+until then, where the file system can do that: nothing stays of it even if this process is killed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WRITE = 2
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 
 
 class Output:
-    """The output `path`, a file or a directory, and its temporary sibling, `temporary`, which does not exist yet."""
+    """The output `path`, a file or a directory, and its temporary sibling, `temporary`, which does not exist yet.
+
+    `temporary` is a path by which processes of this one's user find it, until `commit` or `abort`.
+    """
 
     def __init__(self, path: str, *, replace: bool, directory: bool = False) -> None:
         self._replace = replace
@@ -48,12 +53,31 @@ class Output:
                 raise SinkError(path, "is a directory, which is not replaced by a file")
         if not os.path.isdir(parent):
             raise SinkError(path, "its directory does not exist")
-        self.temporary = os.path.join(parent, f".paralayer-{secrets.token_hex(8)}")
+        self.temporary = self._sibling = os.path.join(parent, f".paralayer-{secrets.token_hex(8)}")
+        self._nameless = -1
+
+    def create(self) -> int:
+        """Create the temporary as a file; return a descriptor for reading and writing, open until after `commit`."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self._nameless = os.open(os.path.dirname(self.path), flags | os.O_TMPFILE, 0o666)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            return os.open(self.temporary, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        self.temporary = f"/proc/{os.getpid()}/fd/{self._nameless}"
+        return self._nameless
 
     def commit(self) -> None:
         """Give the temporary its name."""
         try:
-            if self._replace and os.path.lexists(self.path):
+            replaces = self._replace and os.path.lexists(self.path)
+            if self._nameless >= 0:
+                _link(self._nameless, self._sibling if replaces else self.path)
+                self.temporary = self._sibling
+                if not replaces:
+                    return
+            if replaces:
                 self._exchange()
             else:
                 _rename(self.temporary, self.path, _RENAME_NOREPLACE)
@@ -77,7 +101,7 @@ class Output:
     def abort(self) -> None:
         """Remove the temporary, if it is there, and not what was replaced."""
         if not self._exchanged:
-            remove(self.temporary)
+            remove(self._sibling)
 
 
 def start_writeback(fd: int) -> None:
@@ -150,6 +174,15 @@ def _is_directory(path: str) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def _link(fd: int, path: str) -> None:
+    """Give a file without a name one. Source: open(2), O_TMPFILE."""
+    top = os.open("/", os.O_PATH | os.O_CLOEXEC)  # with a descriptor, Python lets the kernel follow the link
+    try:
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=True)
+    finally:
+        os.close(top)
 
 
 def _rename(old: str, new: str, flags: int) -> None:

@@ -83,9 +83,7 @@ class TarSink:
         self._output = Output(path, replace=replace) if path is not None else None
         self._name = path if path is not None else "standard output"
         if self._output is not None:
-            self._fd = os.open(
-                self._output.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666
-            )
+            self._fd = self._output.create()
         else:
             self._fd = os.dup(fd)
         self.temporary = self._output.temporary if self._output is not None else None

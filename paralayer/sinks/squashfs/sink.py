@@ -90,8 +90,8 @@ class SquashfsSink:
         self._ahead = 2 * jobs + 2  # parts that are being packed, or wait for others
         self._compressor = Compressor(options.compression, options.block_size)
         self._output = Output(path, replace=replace)
+        self._fd = self._output.create()
         self.temporary = self._output.temporary
-        self._fd = os.open(self._output.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         self.lost: Counter[str] = Counter()
         self.written = 0
         self._begin()
