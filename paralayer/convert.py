@@ -240,7 +240,7 @@ _SQUASHFS = {field.name for field in fields(ImageSpec)}
 
 def _verify(image: Image, spec: ImageSpec, sink: Sink, **options: Any) -> None:
     """Compare the output with the image; SinkError if they are different."""
-    from paralayer.sinks.directory import DEVICES, OWNERS, XATTRS
+    from paralayer.sinks.making import DEVICES, OWNERS, XATTRS
     from paralayer.verify import verify as compare
 
     prefix = {"directory": "dir"}.get(spec.format, spec.format)
