@@ -294,9 +294,10 @@ def test_helper_that_knows_nothing_leaves_it_to_the_next_file(
 
 
 FAILING: dict[str, tuple[str, str]] = {
-    "ends with an error": (
-        "#!/bin/sh\necho the key ring is locked; exit 3",
-        "get ended with status 3: got the key ring is locked",
+    "ends with an error": ("#!/bin/sh\necho secret; exit 3", "get ended with status 3$"),
+    "ends with an error behind its answer": (
+        '#!/bin/sh\necho \'{"Username": "bob", "Secret": "secret"}\'; exit 1',
+        "get ended with status 1$",
     ),
     "no JSON": ("#!/bin/sh\necho secret", "answer is no JSON with Username and Secret"),
     "no secret": ('#!/bin/sh\necho \'{"Username": "secret"}\'', "answer is no JSON with Username and Secret"),
@@ -416,12 +417,16 @@ def test_helper_keeps_what_is_stored(helper: Helper, tmp_path: Path) -> None:
     assert json.loads(helper.asked[0][1]) == {"ServerURL": "h.x", "Username": "user", "Secret": "pass-word"}
 
 
-def test_helper_that_cannot_store_says_no_secret(helper: Helper, tmp_path: Path) -> None:
-    helper.path.write_text("#!/bin/sh\ncat; exit 1")
+@pytest.mark.parametrize("output", ["cat", "base64"])
+def test_helper_that_cannot_store_or_erase_says_no_secret(
+    output: str, helper: Helper, tmp_path: Path
+) -> None:
+    helper.path.write_text(f"#!/bin/sh\n{output}; exit 1")
     before = write_auths(docker(tmp_path), {}, credsStore="test").read_bytes()
-    with pytest.raises(ImageError, match="store ended with status 1") as caught:
+    with pytest.raises(ImageError, match=r"^docker-credential-test: store ended with status 1$"):
         store("h.x", USER)
-    assert "pass-word" not in str(caught.value)
+    with pytest.raises(ImageError, match=r"^docker-credential-test: erase ended with status 1$"):
+        erase("h.x")
     assert docker(tmp_path).read_bytes() == before
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # under which Docker keeps it, and asks programs for it
 _DOCKER_HUB_HOSTS = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
 _PROGRAM = re.compile(r"[A-Za-z0-9_.-]+")
-_NOT_FOUND = "credentials not found in native keychain"
+_NOT_FOUND = b"credentials not found in native keychain"
 _TOKEN_USER = "<token>"  # noqa: S105 - in the place of a user: the secret is an identity token
 _PROGRAM_SECONDS = 60.0  # someone may have to unlock a key ring
 _ANSWER_LIMIT = 1 << 16
@@ -89,7 +89,7 @@ def store(registry: str, credentials: Credentials) -> str:
             user = _TOKEN_USER if credentials.identity_token else credentials.username
             secret = credentials.identity_token or credentials.password
             request = {"ServerURL": key, "Username": user, "Secret": secret}
-            _run(program, "store", json.dumps(request), (secret,))
+            _run(program, "store", json.dumps(request))
             auths[key] = {}
             return f"docker-credential-{program}"
         pair = f"{credentials.username}:{credentials.password}"
@@ -254,8 +254,11 @@ def _ask(program: str, key: str) -> Credentials | None:
     return found or None
 
 
-def _run(program: str, action: str, request: str, secrets: tuple[str, ...] = ()) -> bytes | None:
-    """Return what a program answers, None if it knows nothing of this registry. What it is told, it reads from a pipe."""
+def _run(program: str, action: str, request: str) -> bytes | None:
+    """Return what a program answers, None if it knows nothing of this registry. What it is told, it reads from a pipe.
+
+    Whatever it says may be secret, so no error has it.
+    """
     name = f"docker-credential-{program}"
     try:
         process = subprocess.Popen(
@@ -278,14 +281,9 @@ def _run(program: str, action: str, request: str, secrets: tuple[str, ...] = ())
         process.stdout.close()
     if status == 0:
         return answer
-    said = answer.decode(errors="replace").strip()
-    if _NOT_FOUND in said:
+    if _NOT_FOUND in answer:
         return None
-    for secret in filter(None, secrets):
-        said = said.replace(secret, "***")
-    raise ImageError(
-        name, f"{action} ended with status {status}", shown(" ".join(said.split()))[:200] or None
-    )
+    raise ImageError(name, f"{action} ended with status {status}")
 
 
 def _read_pipe(fd: int, name: str) -> bytes:
