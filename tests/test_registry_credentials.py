@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from paralayer import ImageError
+from paralayer.registry import credentials
 from paralayer.registry.credentials import Credentials, erase, find, store
+from processes import COMMAND, end_of, running, wait_for
 from registries import forget_logins, write_auths
 
 if TYPE_CHECKING:
@@ -315,6 +319,68 @@ def test_helper_that_fails_is_named(title: str, helper: Helper, tmp_path: Path) 
     with pytest.raises(ImageError, match=f"docker-credential-test: {message}") as caught:
         find("h.x")
     assert "secret" not in str(caught.value)
+
+
+PARENT = """#!/bin/sh
+cat > /dev/null
+sleep 1000 &
+echo $! > "$HELPER_PLACE/new" && mv "$HELPER_PLACE/new" "$HELPER_PLACE/child"
+"""
+
+
+def child_of(helper: Helper) -> int:
+    """Return the process that `PARENT` starts, as soon as it is there."""
+    path = helper.place / "child"
+    wait_for(path.exists)
+    return int(path.read_text())
+
+
+def is_gone(process: int) -> bool:
+    try:
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_helper_that_has_answered_is_not_waited_for_by_way_of_its_children(
+    helper: Helper, tmp_path: Path
+) -> None:
+    helper.path.write_text(PARENT + """echo '{"Username": "user", "Secret": "pass-word"}'""")
+    write_auths(docker(tmp_path), {}, credsStore="test")
+    assert find("h.x") == USER
+    wait_for(lambda: is_gone(child_of(helper)))
+
+
+@pytest.mark.parametrize("end", ["wait", "exec >&-; wait"], ids=["pipe open", "pipe closed"])
+def test_helper_that_does_not_end_is_ended_with_its_children(
+    end: str, helper: Helper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_PROGRAM_SECONDS", 0.3)
+    helper.path.write_text(PARENT.replace("&\n", ">&- &\n") + end)
+    write_auths(docker(tmp_path), {}, credsStore="test")
+    with pytest.raises(ImageError, match=r"docker-credential-test: has not ended: want within 0.3 s"):
+        find("h.x")
+    wait_for(lambda: is_gone(child_of(helper)))
+
+
+def test_helper_of_a_program_that_ignores_the_ends_of_its_children(helper: Helper, tmp_path: Path) -> None:
+    helper.keep(**{"h.x": ("user", "pass-word")})
+    write_auths(docker(tmp_path), {}, credsStore="test")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert find("h.x") == USER
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_interrupt_ends_a_helper_with_its_children(helper: Helper, tmp_path: Path) -> None:
+    helper.path.write_text(f"{PARENT}wait")
+    write_auths(docker(tmp_path), {}, credsStore="test")
+    with running([*COMMAND, "logout", "h.x"]) as process:
+        child = child_of(helper)
+        process.send_signal(signal.SIGINT)
+        assert end_of(process)[0] == 130
+        wait_for(lambda: is_gone(child))
 
 
 def test_helper_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -56,5 +56,6 @@ def logout_command(registry: str) -> None:
     from paralayer.registry.reference import parse_host
 
     host = parse_host(registry, "logout")
-    places = erase(host)
+    with interrupts():
+        places = erase(host)
     click.echo(f"logged out at {host}: {', '.join(places) or 'nothing was kept'}", err=True)

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -44,6 +45,7 @@ _PROGRAM = re.compile(r"[A-Za-z0-9_.-]+")
 _NOT_FOUND = b"credentials not found in native keychain"
 _TOKEN_USER = "<token>"  # noqa: S105 - in the place of a user: the secret is an identity token
 _PROGRAM_SECONDS = 60.0  # someone may have to unlock a key ring
+_LOOK_SECONDS = 0.01  # between two looks whether a program has ended
 _ANSWER_LIMIT = 1 << 16
 
 
@@ -257,12 +259,16 @@ def _ask(program: str, key: str) -> Credentials | None:
 def _run(program: str, action: str, request: str) -> bytes | None:
     """Return what a program answers, None if it knows nothing of this registry. What it is told, it reads from a pipe.
 
-    Whatever it says may be secret, so no error has it.
+    Whatever it says may be secret, so no error has it. It has a process group of its own, of which nothing stays.
     """
     name = f"docker-credential-{program}"
     try:
         process = subprocess.Popen(
-            [name, action], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [name, action],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
         )
     except OSError as error:
         raise ImageError(name, "cannot be run", os.strerror(error.errno or 0).lower()) from None
@@ -271,13 +277,12 @@ def _run(program: str, action: str, request: str) -> bytes | None:
     try:
         with suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(request.encode())
-        answer = _read_pipe(process.stdout.fileno(), name)
-        status = process.wait(_PROGRAM_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ImageError(name, "has not ended", want=f"within {_PROGRAM_SECONDS:g} s") from None
+        answer = _read_answer(process, process.stdout.fileno(), name)
     finally:
-        process.kill()
-        process.wait()
+        # Before `wait`: until then no other group can have this number.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
         process.stdout.close()
     if status == 0:
         return answer
@@ -286,18 +291,29 @@ def _run(program: str, action: str, request: str) -> bytes | None:
     raise ImageError(name, f"{action} ended with status {status}")
 
 
-def _read_pipe(fd: int, name: str) -> bytes:
-    """Return all that comes through a pipe until its end."""
+def _read_answer(process: subprocess.Popen[bytes], fd: int, name: str) -> bytes:
+    """Return what has come through a pipe when the process has ended; others that it started may keep the pipe open."""
     deadline = time.monotonic() + _PROGRAM_SECONDS
+    os.set_blocking(fd, False)
+    awaited = [fd]
     answer = b""
-    while len(answer) <= _ANSWER_LIMIT:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise ImageError(name, "no answer", want=f"within {_PROGRAM_SECONDS:g} s")
-        if not (part := os.read(fd, _ANSWER_LIMIT)):
+    while True:
+        select.select(awaited, [], [], _LOOK_SECONDS)
+        # Asked before the pipe is read, so that it has written nothing afterwards; and it stays to be waited for.
+        try:
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # SIGCHLD is ignored, so that nothing stays
+            ended = True
+        with suppress(BlockingIOError):
+            while part := os.read(fd, _ANSWER_LIMIT):
+                answer += part
+                if len(answer) > _ANSWER_LIMIT:
+                    raise ImageError(name, "answer is too large", want=f"at most {_ANSWER_LIMIT} bytes")
+            awaited = []
+        if ended:
             return answer
-        answer += part
-    raise ImageError(name, "answer is too large", want=f"at most {_ANSWER_LIMIT} bytes")
+        if time.monotonic() > deadline:
+            raise ImageError(name, "has not ended", want=f"within {_PROGRAM_SECONDS:g} s")
 
 
 @contextmanager
