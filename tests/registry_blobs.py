@@ -49,9 +49,9 @@ class AtOnce(random.Random):
         return a
 
 
-def connect(address: str, *, retries: int = 2) -> Registry:
+def connect(address: str, *, retries: int = 2, mirrors: tuple[str, ...] = ()) -> Registry:
     """Return the client's view of the blobs that `push_blob` stored, there or behind a proxy."""
     reference = Reference.parse(f"docker://{address}/{REPOSITORY}")
-    registry = Registry(reference, Access(retries=retries, mirrors=()))
+    registry = Registry(reference, Access(retries=retries, mirrors=mirrors))
     registry._chance = AtOnce()
     return registry

@@ -827,6 +827,32 @@ def test_mirror_that_fails_is_passed_over(title: str, proxy: Proxy, server: Regi
     assert 1 <= sum(map(is_manifest, proxy.exchanges)) <= 2
 
 
+SIZES: dict[str, tuple[Fault, tuple[int, int | None]]] = {
+    "all of a shorter one": (Fault(truncate=1000), (0, None)),
+    "all of a longer one": (Fault(headers={"Content-Length": "300001"}, append=b"x"), (0, None)),
+    "range of a shorter one": (
+        Fault(headers={"Content-Range": "bytes 1000-1999/2000"}, flip=1500),
+        (1000, 2000),
+    ),
+    "range of a longer one": (
+        Fault(headers={"Content-Range": "bytes 1000-1999/300001"}, flip=1500),
+        (1000, 2000),
+    ),
+    "all of a shorter one for a range": (Fault(ignore_range=True, truncate=1000), (1000, 2000)),
+}
+
+
+@pytest.mark.parametrize("title", SIZES)
+def test_mirror_with_a_blob_of_another_size_is_passed_over(
+    title: str, proxy: Proxy, server: RegistryServer
+) -> None:
+    fault, (start, stop) = SIZES[title]
+    proxy.fault(fault, times=None)
+    with connect(server.address, mirrors=(f"http://{proxy.address}",)) as registry:
+        assert read(registry.open_blob(DIGEST, start, stop, size=len(BLOB))) == BLOB[start:stop]
+    assert len(proxy.of_blob()) == 1
+
+
 def test_failures_of_mirrors_are_told_when_the_registry_fails_as_well(proxy: Proxy) -> None:
     proxy.fault(Fault(status=404, body=b'{"message": "not here"}'), when=is_manifest)
     mirrors = (f"http://{proxy.address}", "mirror.invalid")

@@ -211,6 +211,17 @@ def test_what_does_not_get_better_is_one_error(proxy: Proxy, fault: Fault, messa
         assert "\n" not in str(caught.value)
 
 
+def test_a_mirror_that_has_another_blob_is_passed_over(upstream: str, proxy: Proxy) -> None:
+    proxy.fault(Fault(truncate=1_000_000), times=None)
+    with (
+        connect(upstream, mirrors=(f"http://{proxy.address}",)) as registry,
+        downloading(registry, [MEDIUM, SMALL]) as (downloads, outcome),
+    ):
+        downloads.wait()
+        outcome.check()
+    assert len(proxy.of_blob()) == 2
+
+
 def test_a_range_that_was_not_asked_for_is_an_error(proxy: Proxy) -> None:
     proxy.fault(Fault(headers={"Content-Range": f"bytes 1-{SEGMENT}/{len(LARGE)}"}), times=None)
     with (

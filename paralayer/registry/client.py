@@ -5,7 +5,8 @@ section 14.
 
 Mirrors are asked first, each once: what one does not have, or answers wrongly, or when it is down, is asked of the next
 one, and at last of the registry itself, with retries. Each of them gets the credentials that are stored for its own
-host, never those of the registry.
+host, never those of the registry. A blob that a mirror has in another size than its descriptor's is a wrong answer; one
+of the right size with other bytes is not known as such before all of it has come, and the conversion fails.
 """
 
 from __future__ import annotations
@@ -148,21 +149,29 @@ class Registry:
 
         return self._from_any(what, fetch)
 
-    def open_blob(self, digest: Digest, start: int = 0, stop: int | None = None) -> BlobResponse:
-        """Return the bytes of a blob from `start` to before `stop`, or, where the registry has it so, all of them."""
+    def open_blob(
+        self, digest: Digest, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> BlobResponse:
+        """Return the bytes of a blob from `start` to before `stop`, or, where the registry has it so, all of them.
+
+        `size` is the whole blob's, which the registry must not contradict; None if it is not known.
+        """
         what = f"blob {digest}"
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
 
         def fetch(endpoint: _Endpoint) -> BlobResponse:
             answer = endpoint.ask(f"blobs/{digest}", headers, what, {200, 206} if ranged else {200})
+            where = f"{endpoint.where}: {what}"
             try:
-                return BlobResponse(
-                    self._transport, endpoint, answer, f"{endpoint.where}: {what}", start, stop
-                )
+                body = BlobResponse(self._transport, endpoint, answer, where, start, stop)
             except BaseException:
                 answer.response.close()
                 raise
+            if size is not None and body.size not in (None, size):
+                answer.response.close()
+                raise RegistryError(where, "size of the blob at the registry", body.size, size)
+            return body
 
         return self._from_any(what, fetch)
 

@@ -225,9 +225,7 @@ class Downloads:
         size = blob.request.size
         plain = segment.whole or (segment.at, segment.stop) == (0, size)
         start, stop = (0, None) if plain else (segment.at, segment.stop)
-        with closing(self._registry.open_blob(blob.request.digest, start, stop)) as body:
-            if body.size not in (None, size):
-                raise RegistryError(blob.where, "size of the blob at the registry", body.size, size)
+        with closing(self._registry.open_blob(blob.request.digest, start, stop, size=size)) as body:
             if not plain:
                 with self._changed:
                     mine = True
