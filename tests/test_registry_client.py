@@ -682,6 +682,29 @@ def test_registry_that_says_nothing_is_given_up() -> None:
             registry.manifest("tag")
 
 
+def test_answer_in_drops_is_given_up() -> None:
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                while not gone.wait(0.02):
+                    connection.sendall(b"X: " + b"x" * 100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(gone.set)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            connect(address, insecure_http=frozenset({address}), head_timeout_seconds=0.3) as registry,
+            pytest.raises(RegistryError, match=r"head of the answer is not complete after 0.3 s"),
+        ):
+            registry.manifest("tag")
+
+
 def test_what_speaks_no_http_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, ExitStack() as stack:
 

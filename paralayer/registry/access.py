@@ -28,6 +28,8 @@ class Access:
     connect_timeout_seconds: float = 10.0
     read_timeout_seconds: float = 30.0
     """Between two arrivals of bytes."""
+    head_timeout_seconds: float = 60.0
+    """From a request to the end of its answer's head, in however many bytes that comes."""
     retries: int = 5
     """In a row, without a byte that arrived between them."""
 

@@ -1,10 +1,12 @@
 """Connections that another thread can end, whatever they are doing: resolving, connecting, shaking hands, reading.
 
-urllib3's own connections leave no way to that before the head of the answer came.
+urllib3's own connections leave no way to that before the head of the answer came, and know no limit for all of it.
 """
 
 from __future__ import annotations
 
+import http.client
+import io
 import os
 import queue
 import socket
@@ -113,8 +115,52 @@ def _ask(host: str, port: int, answer: queue.SimpleQueue[_Answer]) -> None:
         answer.put(Unreachable(f"{shown(host)}: {(reason or 'no name of a host').lower()}"))
 
 
-def pool_classes(sockets: Sockets) -> dict[str, type[HTTPConnectionPool]]:
+class _Incoming(io.RawIOBase):
+    """What is read of a connection: until the head of an answer is complete, up to a deadline."""
+
+    def __init__(self, connection: socket.socket, timeout_seconds: float) -> None:
+        self._connection = connection
+        self._raw = connection.makefile("rb", buffering=0)
+        self._timeout_seconds = timeout_seconds
+        self.deadline: float | None = time.monotonic() + timeout_seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.deadline is None:
+            return self._raw.readinto(buffer)
+        usual = self._connection.gettimeout() or self._timeout_seconds
+        left = self.deadline - time.monotonic()
+        if left > 0:
+            self._connection.settimeout(min(usual, left))
+            try:
+                return self._raw.readinto(buffer)
+            except TimeoutError:
+                if usual < left:
+                    raise Unreachable(f"nothing came within {usual:g} s") from None
+            finally:
+                self._connection.settimeout(usual)
+        raise Unreachable(f"head of the answer is not complete after {self._timeout_seconds:g} s")
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def pool_classes(sockets: Sockets, head_timeout_seconds: float) -> dict[str, type[HTTPConnectionPool]]:
     """Return urllib3's pools with connections whose sockets are known to `sockets`."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+            super().__init__(sock, *arguments, **options)
+            self.fp.close()
+            self._incoming = _Incoming(sock, head_timeout_seconds)
+            self.fp = io.BufferedReader(self._incoming)
+
+        def begin(self) -> None:
+            super().begin()
+            self._incoming.deadline = None
 
     def connect(connection: HTTPConnection) -> socket.socket:
         timeout = connection.timeout
@@ -127,10 +173,14 @@ def pool_classes(sockets: Sockets) -> dict[str, type[HTTPConnectionPool]]:
         )
 
     class Plain(HTTPConnection):
+        response_class = Response
+
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
     class Encrypted(HTTPSConnection):
+        response_class = Response
+
         def _new_conn(self) -> socket.socket:
             return connect(self)
 

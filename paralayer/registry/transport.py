@@ -285,7 +285,7 @@ class Transport:
             manager = urllib3.ProxyManager(
                 str(proxy.origin), proxy_headers=headers, proxy_ssl_context=context, **settings
             )
-        manager.pool_classes_by_scheme = pool_classes(self._sockets)
+        manager.pool_classes_by_scheme = pool_classes(self._sockets, self._access.head_timeout_seconds)
         return manager
 
     def _context(self) -> ssl.SSLContext:
