@@ -682,6 +682,35 @@ def test_registry_that_says_nothing_is_given_up() -> None:
             registry.manifest("tag")
 
 
+SILENT: dict[str, tuple[str, str, str]] = {
+    "registry": ("", "", "TLS: no handshake within 0.1 s"),
+    "registry without TLS": ("registry.test", "", "nothing came within 0.2 s"),
+    "proxy": ("", "http", "nothing came within 0.1 s"),
+    "proxy with TLS": ("", "https", "TLS: no handshake within 0.1 s"),
+}
+"""Title to (host of plain HTTP, scheme of a proxy that is the silent one, what is told)."""
+
+
+@pytest.mark.parametrize("title", SILENT)
+def test_limit_that_was_reached_is_told(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, scheme, message = SILENT[title]
+    resolve_to_loopback(monkeypatch, "registry.test")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if scheme:
+            monkeypatch.setenv("https_proxy", f"{scheme}://127.0.0.1:{port}")
+        with (
+            connect(
+                f"registry.test:{port}",
+                insecure_http=frozenset(filter(None, [plain])),
+                connect_timeout_seconds=0.1,
+                read_timeout_seconds=0.2,
+            ) as registry,
+            pytest.raises(RegistryError, match=f"manifest tag: got {message}$"),
+        ):
+            registry.manifest("tag")
+
+
 def test_answer_in_drops_is_given_up() -> None:
     gone = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
@@ -720,7 +749,34 @@ def test_what_speaks_no_http_is_named() -> None:
         stack.callback(thread.join)
         with (
             connect(f"127.0.0.1:{other.getsockname()[1]}") as registry,
-            pytest.raises(RegistryError, match="manifest tag: got TLS: "),
+            pytest.raises(RegistryError, match="manifest tag: got answer is no HTTP; TLS: "),
+        ):
+            registry.manifest("tag")
+
+
+def test_what_speaks_no_http_and_waits_under_tls_is_named() -> None:
+    """Both that it speaks no HTTP and how it does not speak HTTPS are told."""
+    with socket.create_server(("127.0.0.1", 0)) as other, ExitStack() as stack:
+
+        def serve() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(10000)
+                connection.sendall(b"-ERR unknown command\r\n")
+            connection, _ = other.accept()
+            with connection, suppress(OSError):
+                while connection.recv(10000):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        stack.callback(thread.join)
+        with (
+            connect(f"127.0.0.1:{other.getsockname()[1]}", connect_timeout_seconds=0.2) as registry,
+            pytest.raises(
+                RegistryError,
+                match=r"manifest tag: got answer is no HTTP; TLS: no handshake within 0.2 s",
+            ),
         ):
             registry.manifest("tag")
 

@@ -316,8 +316,11 @@ class _Endpoint:
         try:
             if self._ping(plain) != 400:
                 return plain
-        except NoHttp:
-            pass
+        except NoHttp as error:
+            try:
+                self._ping(encrypted)
+            except Unreachable as other:
+                raise NoHttp(f"{error}; {other}") from None
         except BrokenConnection as error:
             if isinstance(error, Unreachable) and plain.origin.port == encrypted.origin.port:
                 raise

@@ -177,7 +177,8 @@ class Transport:
             return response.read1(size)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             response.close()
-            raise self._failure(error, where) from None
+            late = f"nothing came within {self._access.read_timeout_seconds:g} s"
+            raise self._failure(error, where, late) from None
         finally:
             _speaking.now = False
 
@@ -226,12 +227,13 @@ class Transport:
                 raise closed_error(where) from None
             raise
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            raise self._failure(error, where) from None
+            late = f"connection is not ready within {self._access.connect_timeout_seconds:g} s"
+            raise self._failure(error, where, late) from None
         finally:
             _speaking.now = False
 
-    def _failure(self, error: Exception, where: str) -> Exception:
-        """Return what a failed request or body is raised as."""
+    def _failure(self, error: Exception, where: str, late: str) -> Exception:
+        """Return what a failed request or body is raised as; `late` is what a time limit means there."""
         if self.closed:
             return closed_error(where)
         inner: BaseException = error
@@ -246,8 +248,8 @@ class Transport:
             )
         if isinstance(error, urllib3.exceptions.LocationParseError | urllib3.exceptions.InvalidHeader):
             return RegistryError(where, "a URL or header that cannot be sent")
-        if isinstance(inner, TimeoutError) or isinstance(error, urllib3.exceptions.TimeoutError):
-            return Unreachable(f"nothing came within {self._access.read_timeout_seconds:g} s")
+        if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError):
+            return Unreachable(late)
         if isinstance(inner, http.client.InvalidURL):
             return RegistryError(where, "a URL that cannot be sent")
         if isinstance(inner, ssl.SSLError) and not isinstance(
@@ -299,12 +301,16 @@ class Transport:
                     context.load_verify_locations(path)
                 except ssl.SSLError:
                     raise ImageError(shown(path), "no certificates", want="PEM") from None
-        sockets = self._sockets
+        sockets, seconds = self._sockets, self._access.connect_timeout_seconds
 
         class Socket(ssl.SSLSocket):
             def do_handshake(self, block: bool = False) -> None:
                 sockets.add(self)
-                super().do_handshake(block)
+                try:
+                    super().do_handshake(block)
+                except TimeoutError:
+                    self.close()
+                    raise Unreachable(f"TLS: no handshake within {seconds:g} s") from None
 
         context.sslsocket_class = Socket
         self._tls = context
