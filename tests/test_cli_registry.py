@@ -279,3 +279,11 @@ def test_what_there_is_not_is_one_line(server: RegistryServer, tmp_path: Path) -
     done = run("convert", "docker://127.0.0.1:9/image", tmp_path / "out.tar", code=1)
     one_line(done.stderr, "127.0.0.1:9")
     assert outputs_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize("command", ["inspect", "login", "convert", "pull", "verify"])
+def test_plain_http_with_what_is_no_host_is_wrong_usage(command: str, tmp_path: Path) -> None:
+    named = ["127.0.0.1:9"] if command == "login" else ["docker://127.0.0.1:9/image"]
+    output = [tmp_path / "out.tar"] if command in ("convert", "pull", "verify") else []
+    done = run(command, "--insecure-http", "http://127.0.0.1:9", *named, *output, code=2)
+    assert done.stderr.endswith("--insecure-http: got http://127.0.0.1:9, want HOST or HOST:PORT\n")

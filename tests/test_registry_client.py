@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from layouts import MANIFEST, Layout, digest_of
-from paralayer.errors import DigestError, ImageError, RegistryError
+from paralayer.errors import DigestError, ImageError, RegistryError, UsageError
 from paralayer.image.descriptor import Descriptor, Digest
 from paralayer.image.document import DOCUMENT_LIMIT
 from paralayer.registry.access import MIRRORS_VARIABLE
@@ -638,6 +638,20 @@ def test_plain_http_is_for_loopback_and_named_hosts_only(
             registry.manifest("tag")
     with connect(f"localhost:{port}") as registry:
         registry.manifest("tag")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", " ", "http://h.x", "h.x/", "h.x:", "h.x:0", "h.x:99999", "h x", "*", "user:secret@h.x", "::1"],
+)
+def test_host_of_plain_http_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(UsageError, match=r"insecure_http: .*want HOST or HOST:PORT") as caught:
+        Access(insecure_http=frozenset({"h.x", host}))
+    assert "secret" not in str(caught.value)
+
+
+def test_host_of_plain_http_may_have_a_port() -> None:
+    Access(insecure_http=frozenset({"h", "H.x", "h.x:5000", "10.0.0.1:80", "[fd00::1]", "[fd00::1]:5000"}))
 
 
 def resolve_to_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:

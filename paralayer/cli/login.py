@@ -27,7 +27,7 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
     from paralayer.registry.credentials import Credentials, store
     from paralayer.registry.reference import parse_host
 
-    host = parse_host(registry, "login")
+    host, reach = parse_host(registry, "login"), access(**reached)
     if password_stdin:
         if username is None:
             raise click.UsageError("--password-stdin needs --username")
@@ -43,7 +43,7 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
         raise click.UsageError("user name and password must be UTF-8") from None
     found = Credentials(username, password)
     with interrupts():
-        check_login(host, found, access(**reached))
+        check_login(host, found, reach)
         place = store(host, found)
     click.echo(f"logged in at {host}, kept in {place}", err=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.errors import ParalayerError
+from paralayer.errors import ParalayerError, UsageError
 from paralayer.image import Platform
 
 if TYPE_CHECKING:
@@ -118,9 +118,14 @@ def access(
     from paralayer.registry.access import Access
 
     default = Access()
-    return Access(
-        connections=connections or default.connections,
-        mirrors=mirrors or None,
-        insecure_http=frozenset(insecure_http),
-        ca_file=ca_file,
-    )
+    try:
+        return Access(
+            connections=connections or default.connections,
+            mirrors=mirrors or None,
+            insecure_http=frozenset(insecure_http),
+            ca_file=ca_file,
+        )
+    except UsageError as error:
+        raise click.BadParameter(
+            f"got {error.got}, want {error.want}", param_hint="--insecure-http"
+        ) from None

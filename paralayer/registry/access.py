@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paralayer.errors import ImageError, UsageError
+from paralayer.registry.reference import parse_host
+
 MIRRORS_VARIABLE = "PARALAYER_REGISTRY_MIRROR"
 
 
@@ -22,7 +25,7 @@ class Access:
     or commas.
     """
     insecure_http: frozenset[str] = frozenset()
-    """``HOST[:PORT]`` that are spoken to by plain HTTP, without an attempt at HTTPS."""
+    """``HOST[:PORT]`` that are spoken to by plain HTTP, without an attempt at HTTPS; `UsageError` for what is none."""
     ca_file: str | None = None
     """Certificates in PEM form that are trusted beside the system's (``$SSL_CERT_FILE``, ``$SSL_CERT_DIR``)."""
     connect_timeout_seconds: float = 10.0
@@ -32,6 +35,13 @@ class Access:
     """From a request to the end of its answer's head, in however many bytes that comes."""
     retries: int = 5
     """In a row, without a byte that arrived between them."""
+
+    def __post_init__(self) -> None:
+        for host in self.insecure_http:
+            try:
+                parse_host(host, "insecure_http")
+            except ImageError as error:
+                raise UsageError(error.where, error.what, error.got or "nothing", error.want) from None
 
 
 class BrokenConnection(Exception):  # noqa: N818 - what it is, is told by the text
