@@ -196,7 +196,6 @@ def test_entry_without_anything_is_passed_over(monkeypatch: pytest.MonkeyPatch, 
 
 
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "empty document"),
     "no JSON": (b'{"auths": {"h.x": {"auth": "c2VjcmV0"', "not JSON"),
     "no text": (b"\xff\xfe", "not UTF-8"),
     "nested": (b"[" * 100000, "nested too deeply"),
@@ -391,6 +390,21 @@ def test_helper_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 # --- kept
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b" \t\r\n"])
+def test_empty_file_is_one_without_entries(data: bytes, tmp_path: Path) -> None:
+    first, last = tmp_path / "run/containers/auth.json", docker(tmp_path)
+    for path in (first, last):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    assert find("h.x") is None
+    assert erase("h.x") == []
+    assert last.read_bytes() == data
+    assert store("h.x", USER) == str(last)
+    assert find("h.x") == USER
+    assert json.loads(last.read_text()) == {"auths": {"h.x": {"auth": encoded("user:pass-word")}}}
+
 
 STORED: dict[str, Credentials] = {
     "password": USER,

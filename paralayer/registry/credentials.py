@@ -149,7 +149,8 @@ def _read(path: str) -> Value | None:
         os.close(fd)
     if len(data) > DOCUMENT_LIMIT:
         raise ImageError(shown(path), "file is too large", want=f"at most {DOCUMENT_LIMIT} bytes")
-    document = parse_document(data, shown(path))
+    # Empty files are without entries for docker and podman as well.
+    document = parse_document(data if data.strip() else b"{}", shown(path))
     for name in ("auths", "credHelpers"):
         if (member := document.get(name)) is not None and not isinstance(member.raw, dict):
             raise member.error("something else", "an object")
