@@ -198,6 +198,7 @@ class StreamingPacker:
         await asyncio.shield(asyncio.to_thread(self._end))
 
     def _give(self, index: int) -> LayerMeta:
+        _check_index(index)
         if not 0 <= index < len(self._layers):
             raise UsageError("layer index", "there is no such layer", index, f"0 to {len(self._layers) - 1}")
         with self._lock:
@@ -395,15 +396,24 @@ def _aborted() -> UsageError:
 
 
 def _check(layers: Sequence[LayerMeta]) -> list[LayerMeta]:
-    """Return the layers, oldest first; UsageError if their numbers are not those from 0 on."""
+    """Return the layers, oldest first; UsageError if their numbers are not those from 0 on, or a size is none."""
+    for layer in layers:
+        _check_index(layer.index)
     ordered = sorted(layers, key=lambda layer: layer.index)
     numbers = [layer.index for layer in ordered]
     if numbers != list(range(len(ordered))):
         raise UsageError("layers", "indexes", numbers, "0 and the following, each once")
     for layer in ordered:
         check_layer_type(layer.media_type, f"layer {layer.index}")
+        if layer.size is not None and layer.size < 0:
+            raise UsageError(f"layer {layer.index}", "size", layer.size, "0 or more, or None")
         _layer(layer, Blob("", 0, 0))
     return ordered
+
+
+def _check_index(index: object) -> None:
+    if not isinstance(index, int) or isinstance(index, bool):  # True is 1 as well
+        raise UsageError("layer index", "not an integer", repr(index))
 
 
 def _check_size(index: int, size: int, want: int | None) -> None:

@@ -451,6 +451,19 @@ def test_index_of_no_layer(image: Arriving, flat: bytes, tmp_path: Path, index: 
     assert (tmp_path / "out").read_bytes() == flat
 
 
+@pytest.mark.parametrize("index", ["0", None, 1.0, True, b"0"])
+def test_index_that_is_no_integer(image: Arriving, flat: bytes, tmp_path: Path, index: Any) -> None:
+    with pytest.raises(UsageError, match=f"layer index: not an integer: got {index!r}"):
+        StreamingPacker([LayerMeta(0), LayerMeta(index)], ImageSpec.tar(tmp_path / "out"))
+    with image.packer(ImageSpec.tar(tmp_path / "out")) as packer:
+        for give in (lambda: packer.open_layer(index), lambda: packer.notify_layer_ready(index, "x")):
+            with pytest.raises(UsageError, match=f"layer index: not an integer: got {index!r}"):
+                give()
+        image.give(packer, 0, 1, 2, 3)
+        packer.finish()
+    assert (tmp_path / "out").read_bytes() == flat
+
+
 def test_layer_that_is_given_twice(image: Arriving, flat: bytes, tmp_path: Path) -> None:
     with image.packer(ImageSpec.tar(tmp_path / "out")) as packer:
         image.give(packer, 0)
@@ -477,6 +490,7 @@ LAYERS: dict[str, tuple[list[LayerMeta], type[Exception]]] = {
     "a gap": ([LayerMeta(0), LayerMeta(2)], UsageError),
     "from one": ([LayerMeta(1)], UsageError),
     "twice": ([LayerMeta(0), LayerMeta(0)], UsageError),
+    "less than nothing": ([LayerMeta(0, size=-1)], UsageError),
     "not a layer": ([LayerMeta(0, "text/plain")], MediaTypeError),
     "not a digest": ([LayerMeta(0, digest="sha256:5")], ImageError),
     "not a diff_id": ([LayerMeta(0, diff_id="x")], ImageError),
