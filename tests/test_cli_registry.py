@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -255,6 +256,32 @@ def test_login_and_logout(server: RegistryServer, tmp_path: Path) -> None:
         assert kept.stat().st_mode & 0o777 == 0o600
         run("logout", closed.address)
         run("inspect", reference, code=1)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("options", [["-u", USER, "--password-stdin"], [], ["-u", USER]])
+def test_login_without_input_is_one_error(options: list[str], closed: bool) -> None:
+    command = [*COMMAND, "login", *options, "127.0.0.1:9"]
+    if closed:
+        command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    done = finish(command, start_new_session=True)  # no terminal either
+    assert done.returncode == 1
+    one_line(done.stderr.splitlines()[-1], "paralayer: error: login: standard input has ended: want ")
+
+
+def test_interrupt_of_a_login_leaves_the_terminal_as_it_was() -> None:
+    terminal, end = os.openpty()
+    try:
+        with running([*COMMAND, "login", "-u", USER, "127.0.0.1:9"], stdin=end) as process:
+            wait_for(lambda: not termios.tcgetattr(end)[3] & termios.ECHO)
+            process.send_signal(signal.SIGINT)
+            code, error = end_of(process)
+        assert code == 130
+        one_line(error, "interrupted by SIGINT")
+        assert termios.tcgetattr(end)[3] & termios.ECHO
+    finally:
+        os.close(terminal)
+        os.close(end)
 
 
 def test_tls_with_an_own_authority(server: RegistryServer, tmp_path: Path) -> None:

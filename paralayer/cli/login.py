@@ -9,6 +9,7 @@ import click
 
 from paralayer.cli.options import access, access_options
 from paralayer.cli.terminal import interrupts
+from paralayer.errors import UsageError
 
 
 @click.command("login", short_help="Keep who you are at a registry, as docker does.")
@@ -31,10 +32,21 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
     if password_stdin:
         if username is None:
             raise click.UsageError("--password-stdin needs --username")
-        password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+        text = sys.stdin.read() if sys.stdin else ""  # one that is closed is None
+        if not text:
+            raise _ended("a password")
+        password = text.removesuffix("\n").removesuffix("\r")
+    elif not sys.stdin:
+        raise _ended("a user name and a password")
     else:
-        username = username or click.prompt("Username", err=True)
-        password = click.prompt("Password", hide_input=True, err=True)
+        with interrupts():  # a signal that is not caught would leave the terminal without its echo
+            try:
+                username = username or click.prompt("Username", err=True)
+                password = click.prompt("Password", hide_input=True, err=True)
+            except click.Abort:
+                if username is None:
+                    click.echo(err=True)  # ends the prompt's line, as click does itself where input is hidden
+                raise _ended("a user name and a password") from None
     if not username or not password:
         raise click.UsageError("user name and password must not be empty")
     try:
@@ -46,6 +58,10 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
         check_login(host, found, reach)
         place = store(host, found)
     click.echo(f"logged in at {host}, kept in {place}", err=True)
+
+
+def _ended(want: str) -> UsageError:
+    return UsageError("login", "standard input has ended", want=want)
 
 
 @click.command("logout", short_help="Forget who you are at a registry.")
