@@ -109,7 +109,7 @@ class Downloading(Fetched):
         buffer = memoryview(bytearray(size))
         count = 0
         try:
-            with closing(blob.registry.open_blob(blob.digest, 0, size)) as body:
+            with closing(blob.registry.open_blob(blob.digest, 0, size, size=blob.size)) as body:
                 while count < size and (got := body.readinto(buffer[count:])):
                     count += got
         except (BrokenConnection, RegistryError):
