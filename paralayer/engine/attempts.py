@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paralayer.engine.conversion import Conversion, Counts, RootArrived
+from paralayer.engine.conversion import Conversion, Counts
 from paralayer.engine.plan import processes
+from paralayer.engine.root import RootArrived
 from paralayer.engine.serial import Serial
 from paralayer.overlay import OverturnedError
 

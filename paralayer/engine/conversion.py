@@ -41,9 +41,10 @@ from paralayer.engine.memory import Arena, LayerStream
 from paralayer.engine.peek import Beginnings
 from paralayer.engine.plan import next_layer
 from paralayer.engine.reading import Reading
+from paralayer.engine.root import Root
 from paralayer.errors import ImageError
-from paralayer.overlay import Overlay, OverturnedError, Survivors
-from paralayer.survivors import Rules, gather, gather_root
+from paralayer.overlay import Overlay, Survivors
+from paralayer.survivors import Rules, gather
 from paralayer.table import Table
 
 if TYPE_CHECKING:
@@ -67,10 +68,6 @@ class Counts:
     survivors: int = 0
     decoded: int = 0
     second_readings: int = 0
-
-
-class RootArrived(OverturnedError):  # noqa: N818 - not an error of anybody's
-    """A layer came that has the root's entry, when output had started without."""
 
 
 class Conversion:
@@ -115,10 +112,8 @@ class Conversion:
         self._held: list[
             tuple[Survivors, bool]
         ] = []  # until the root is known; whether they complete their layer
-        self._root: tuple[int, int] | None = None  # as the sink has it
-        self._rooted = False
-        self._beginnings = Beginnings(arrivals, self._readings)
-        self._guessing = False  # that layers which have not come have no entry of the root
+        beginnings = Beginnings(arrivals, self._readings)
+        self._root = Root(sink, self._overlay, beginnings, self._tables, rules, early=self._early)
         self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
         self._due: dict[int, None] = {}  # layers, in this order, of whose data there may be some to take
         self._packs: deque[tuple[Reading, SinkJob]] = deque()
@@ -162,8 +157,7 @@ class Conversion:
             self._arena.close()
         assert not self._arena.used
         assert self._overlay.done
-        if not self._rooted:
-            self._give_root(self._overlay.root)
+        self._root.finish()
         assert not any(reading.placed for reading in self._readings.values())
         self.counts.survivors += len(self._overlay.links)
         self._sink.links(self._overlay.links)
@@ -180,18 +174,12 @@ class Conversion:
         for layer in self._arrivals.take():
             self._readings[layer.index] = Reading(layer)
             self._waiting.append(layer.index)
-            self._check_guess(layer.index)
+            self._root.check_arrival(layer.index)
         for job, (reading, upto) in list(self._starved.items()):
             if reading.growing is not None and reading.growing.want(upto):
                 del self._starved[job]
-                self._check_guess(reading.layer.index)
+                self._root.check_arrival(reading.layer.index)
                 self._executor.answer(job, None)
-
-    def _check_guess(self, layer: int) -> None:
-        """Start over if a layer that has come now has a newer entry of the root than output started with."""
-        newer = self._root is None or layer > self._root[0]
-        if self._guessing and newer and self._beginnings.root_of(layer) is not None:
-            raise RootArrived
 
     # Jobs out
 
@@ -363,9 +351,8 @@ class Conversion:
 
     def _resolve(self) -> None:
         self._held.extend((survivors, True) for survivors in self._overlay.resolve())
-        if self._overlay.done and self._rooted and self._overlay.root != self._root:
-            raise OverturnedError
-        if (self._held or self._overlay.done) and self._has_root():
+        self._root.check()
+        if (self._held or self._overlay.done) and self._root.is_settled():
             self._place()
         if not self._overlay.done and self._overlay.turn in self._readings:
             self._flow(self._readings[self._overlay.turn], now=True)
@@ -386,40 +373,15 @@ class Conversion:
         self._tables[index] = table
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
         self._held.append((self._overlay.advance(table.paths(), kinds, parents), False))
-        if self._has_root():
+        if self._root.is_settled():
             reading.window = self._is_served_next(reading)
             self._place()
             self._take(reading)
 
-    def _has_root(self) -> bool:
-        """Say whether the sink has the root's entry or does not need it yet; give it, if it is known or may be guessed."""
-        if self._rooted or not self._sink.root_first:
-            return True
-        root = self._overlay.root
-        table = None
-        if root is None and not self._overlay.done:
-            if not self._early:
-                return False
-            known, layer, table = self._beginnings.newest_root(guessing=self._guessing)
-            if not known:
-                return False
-            root = None if table is None else (layer, 0)
-        self._give_root(root, table)
-        return True
-
-    def _give_root(self, root: tuple[int, int] | None, table: Table | None = None) -> None:
-        """Give the sink the root's entry: layer and row, of that layer's table as a rule."""
-        self._root, self._rooted = root, True
-        if root is not None and table is None:
-            table = self._tables[root[0]]
-        batch = gather_root(table, root[1] if root is not None else 0, self._rules)
-        self._sink.root(batch, explicit=root is not None)
-
     def _guess_root(self) -> bool:
         """Let output start without looking at all layers; say whether that changes anything."""
-        if not self._held or self._guessing or self._has_root() or not self._early:
+        if not self._held or not self._root.guess():
             return False
-        self._guessing = True
         self._resolve()
         return True
 
