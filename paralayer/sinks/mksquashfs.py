@@ -8,8 +8,13 @@ mksquashfs 4.5 and newer reads a tar, and what a tar cannot tell it is said by o
   is an error then.) The root's extended attributes need 4.6.
 - It takes whole seconds of 32 bits, so times come clamped. Its symlinks always have mode 0777.
 - SOURCE_DATE_EPOCH would be a second opinion on times, which it refuses; it does not get to see it.
-- Options are left out where its own list of changes says that they damage the output: tail ends in 4.6, holes from
-  4.7 to 4.7.4.
+- When it looks for duplicates, it mixes up files that have data blocks and a tail end in a fragment: it knows them again
+  by where their blocks start, which a file of holes shares with what comes next (seen up to 4.6.1), and takes the first
+  partial match of a file for any other (seen up to 4.7.5). So tail ends of files that have blocks, which it packs into
+  fragments whenever it reads a tar, get blocks of their own: that is 0.4 % of the output for 1 GB of /usr, where not to
+  look for duplicates is 5.5 %. Without that look they stay in fragments.
+- So they do where its own list of changes says that packing them damages the output: in 4.6; and holes are off from 4.7
+  to 4.7.4.
 
 The process is in a group of its own, so that an interrupt from the terminal comes to us alone, and it never lives
 longer than the sink. If our process is killed outright, the stream ends: it stops soon, and what it wrote has no more
@@ -254,7 +259,9 @@ class MksquashfsSink:
         settings.append("-exports" if options.exports else "-no-exports")
         if not options.fragments:
             settings.append("-no-fragments")
-        elif version not in _BAD_TAIL_ENDS:
+        elif options.dedup or version in _BAD_TAIL_ENDS:
+            settings.append("-no-tailends")
+        else:
             settings.append("-tailends")
         if version in _BAD_HOLES:
             settings.append("-no-sparse")
