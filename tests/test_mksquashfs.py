@@ -33,6 +33,7 @@ from paralayer.sinks.mksquashfs import (
     ROOT_XATTRS,
     TIMES,
     MksquashfsSink,
+    _Log,
     find_mksquashfs,
 )
 from paralayer.sinks.squashfs.options import Compression, Options
@@ -341,7 +342,7 @@ case "$1" in
 esac
 {body}
 """
-RECORD = 'printf "%s\\n" "$@" >> "$0.told"; env > "$0.env"; cat > /dev/null; : > "$2"'
+RECORD = 'printf "%s\\n" "$@" >> "$0.told"; env > "$0.env"; cat > /dev/null; printf hsqs > "$2"'
 
 
 def fake(top: Path, body: str, version: str = "4.6.1", text: str | None = None) -> str:
@@ -413,6 +414,12 @@ def test_program_is_refused(text: str, error: str, tmp_path: Path) -> None:
         find_mksquashfs(fake(tmp_path, "", text=text))
 
 
+def test_program_that_does_not_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paralayer.sinks.mksquashfs._ANSWER_SECONDS", 0.1)
+    with pytest.raises(SinkError, match=r"no answer to -version in 0\.1 seconds"):
+        find_mksquashfs(fake(tmp_path, "", text="#!/bin/sh\nexec sleep 1000\n"))
+
+
 def test_missing_program_names_the_default_engine(tmp_path: Path) -> None:
     with pytest.raises(SinkError) as caught:
         find_mksquashfs("no-such-mksquashfs")
@@ -454,12 +461,24 @@ FAILS: dict[str, tuple[str, str]] = {
     "at the end, and leaves a file": ("cat > $2; echo all >&2; exit 2", "mksquashfs: all: got exit status 2"),
     "killed": ("head -c 100000 > /dev/null; kill -KILL $$", "got signal SIGKILL"),
     "killed at the end": ("cat > $2; kill -TERM $$", "got signal SIGTERM"),
-    "closes its input": ("echo enough >&2; exec sleep 1000 <&-", "mksquashfs: enough: got signal SIGKILL"),
+    "closes its input": (
+        "echo enough >&2; exec sleep 1000 <&-",
+        "mksquashfs: stopped reading, and did not end: enough",
+    ),
     "says much": (
         "for i in $(seq 30000); do echo \"Unrecognised keyword $i\"; done >&2; printf 'a\\n\\033b\\n' >&2; exit 1",
         r"mksquashfs: a; \\x1bb: got exit status 1",
     ),
-    "makes nothing": ("cat > /dev/null", "out: No such file or directory"),
+    "makes nothing": ("cat > /dev/null", "mksquashfs: ended without an error, and made nothing"),
+    "makes an empty file": (
+        "cat > /dev/null; : > $2",
+        "mksquashfs: .* does not begin as a squashfs: got b'', want",
+    ),
+    "makes something else": (
+        "cat > $2",
+        "mksquashfs: .* does not begin as a squashfs: got b'.*', want b'hsqs'",
+    ),
+    "closes its input first": ("exec <&-; echo then >&2; exit 7", "mksquashfs: then: got exit status 7"),
 }
 
 
@@ -473,6 +492,20 @@ def test_failure_is_told_and_leaves_nothing(body: str, error: str, workers: int,
     assert str(caught.value).startswith(f"{tmp_path}/out: ")
     assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["fake-mksquashfs", "layout"]
+
+
+def test_only_the_end_of_what_it_says_is_kept() -> None:
+    log = _Log()
+    try:
+        for number in range(100):
+            os.write(log.theirs, b"%d\n" % number * 50_000)
+            assert len(log._said) <= 3 << 16
+        said = log.end()
+    finally:
+        log.close()
+    assert said.startswith(b"99\n")
+    assert said.endswith(b"\n99\n")
+    assert 1 << 15 < len(said) <= 3 << 16
 
 
 def test_root_that_an_old_one_cannot_set(tmp_path: Path) -> None:

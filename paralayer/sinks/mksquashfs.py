@@ -27,9 +27,12 @@ from __future__ import annotations
 import base64
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,6 +74,9 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _IGNORED_HERE = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
 _NOISE = "Unrecognised keyword"  # hdrcharset, which it does without
 _LOG_MAX = 1 << 16
+_MAGIC = b"hsqs"
+_ANSWER_SECONDS = 10  # for its version
+_ENDING_SECONDS = 2  # from leaving the pipe until it has ended
 _MESSAGE_LINES = 3
 
 TIMES = "times before 1970 or after 2106"
@@ -141,7 +147,7 @@ class MksquashfsSink:
         self._queues = memory
         self._output = Output(path, replace=replace)
         self.temporary = self._output.temporary
-        self._log = os.memfd_create("mksquashfs", os.MFD_CLOEXEC)
+        self._log: _Log | None = None
         self._root: list[str] = []
         self._tar: TarSink | None = None
         self._pid: int | None = None
@@ -216,15 +222,23 @@ class MksquashfsSink:
         self._wait()
         if self._tool.version < _ROOT_OPTIONS:
             self._append_nothing()
+        assert self._log is not None
+        self._log.end()  # a process that has threads forks no workers, and the output may be verified now
         try:
             fd = os.open(self._output.temporary, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                begin = os.pread(fd, len(_MAGIC), 0)
                 os.fsync(fd)
                 self.written = os.fstat(fd).st_size
             finally:
                 os.close(fd)
+        except FileNotFoundError:
+            raise SinkError(self._name, "mksquashfs: ended without an error, and made nothing") from None
         except OSError as error:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
+        if begin != _MAGIC:
+            what = "mksquashfs: ended without an error, but what it made does not begin as a squashfs"
+            raise SinkError(self._name, what, repr(begin), repr(_MAGIC))
 
     def commit(self) -> None:
         """See `Sink`."""
@@ -239,7 +253,8 @@ class MksquashfsSink:
     def close(self) -> None:
         """Close what is open."""
         self._close_tar()
-        os.close(self._log)
+        if self._log is not None:
+            self._log.close()
 
     def _close_tar(self) -> None:
         if self._tar is not None:
@@ -308,8 +323,11 @@ class MksquashfsSink:
         command += ["-mem", str(self._memory()), "-quiet", "-no-progress"]
         if not options.pad:
             command.append("-nopad")
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until we know whom to kill
+        # Until we know whom to kill; and for good in the log's thread, so that signals come to this one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
+            if self._log is None:
+                self._log = _Log()
             self._pid = os.posix_spawn(
                 self._tool.path,
                 command,
@@ -317,7 +335,7 @@ class MksquashfsSink:
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, stdin, 0),
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, self._log, 2),
+                    (os.POSIX_SPAWN_DUP2, self._log.theirs, 2),
                 ],
                 setpgroup=0,
                 setsigmask=before,
@@ -353,38 +371,87 @@ class MksquashfsSink:
         self._pid = None
         return status
 
-    def _kill(self) -> int | None:
-        """Make an end of the process; return its exit status, as `_reap` does."""
+    def _kill(self) -> None:
+        """Make an end of the process."""
         assert self._pid is not None
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        return self._reap()
+        self._reap()
+
+    def _ends(self) -> bool:
+        """Say whether the process ends by itself: one that does has left the pipe a moment before."""
+        assert self._pid is not None
+        try:
+            fd = os.pidfd_open(self._pid)
+        except ProcessLookupError:
+            return True
+        try:
+            ended = select.poll()
+            ended.register(fd, select.POLLIN)
+            return bool(ended.poll(_ENDING_SECONDS * 1000))
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _telling_why(self) -> Iterator[None]:
-        """Raise what the process has to say instead of an error of the pipe.
-
-        By the time that a process which ends has left the pipe, its exit status stands and cannot be changed any
-        more; one that has only closed the pipe does no more good.
-        """
+        """Raise what the process has to say instead of an error of the pipe."""
         try:
             yield
         except SinkError:
-            raise self._failure(self._kill()) from None
+            if self._ends():
+                raise self._failure(self._reap()) from None
+            self._kill()
+            said = self._last_words()
+            what = "mksquashfs: stopped reading, and did not end"
+            raise SinkError(self._name, f"{what}: {said}" if said else what) from None
 
     def _failure(self, status: int | None) -> SinkError:
-        size = os.fstat(self._log).st_size
-        log = os.pread(self._log, _LOG_MAX, max(0, size - _LOG_MAX))
-        if size > _LOG_MAX:
-            log = log.partition(b"\n")[2]
-        lines = [quote(line.strip()) for line in log.split(b"\n")]
-        said = [line for line in lines if line and not line.startswith(_NOISE)][-_MESSAGE_LINES:]
-        what = "; ".join(said) or "ended before it had done everything"
+        what = self._last_words() or "ended before it had done everything"
         if status is None:
             got = "no exit status: somebody else took it"
         else:
             got = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return SinkError(self._name, f"mksquashfs: {what}", got)
+
+    def _last_words(self) -> str:
+        assert self._log is not None
+        lines = [quote(line.strip()) for line in self._log.end().split(b"\n")]
+        return "; ".join([line for line in lines if line and not line.startswith(_NOISE)][-_MESSAGE_LINES:])
+
+
+class _Log:
+    """The last that a process says.
+
+    A thread listens: a file would take whatever comes, and a pipe that nobody reads would stop the process. It is a
+    socket, since that has an end for us even while some descendant of the process holds it.
+    """
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self.theirs = self._theirs.fileno()
+        self._said = bytearray()
+        self._cut = False
+        self._thread = threading.Thread(target=self._listen, name="mksquashfs", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while more := self._ours.recv(_LOG_MAX):
+            self._said += more
+            if len(self._said) > 2 * _LOG_MAX:  # not each time: moving it costs more than reading
+                del self._said[:-_LOG_MAX]
+                self._cut = True
+
+    def end(self) -> bytes:
+        """Return what was said last, in whole lines; nobody listens any more."""
+        self._ours.shutdown(socket.SHUT_RD)  # what is there already still comes
+        self._thread.join()
+        return bytes(self._said.partition(b"\n")[2] if self._cut else self._said)
+
+    def close(self) -> None:
+        """End, and close what is open."""
+        self.end()
+        self._ours.close()
+        self._theirs.close()
 
 
 class _Fitting(Batch):
@@ -412,7 +479,10 @@ def _ask(path: str, question: str) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(),
+            timeout=_ANSWER_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        raise SinkError(path, f"no answer to {question} in {_ANSWER_SECONDS} seconds") from None
     except OSError as error:
         raise SinkError(path, error.strerror or "cannot be started") from None
     return done.stdout.decode("utf-8", "replace")
