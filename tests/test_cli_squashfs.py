@@ -6,11 +6,12 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from images import write_layer
+from images import write_image, write_layer
 from layouts import Layout
 from model import directory, file, hardlink, merge, symlink, whiteout
 from paralayer.image import Platform
@@ -481,6 +482,32 @@ def test_verification_finds_what_the_program_did_wrong(
     assert sorted(os.listdir(tmp_path)) == ["bad", OUT]
     assert (tmp_path / OUT).read_bytes() == b"old"
     assert convert("--force", *options, image, tmp_path / OUT).returncode == 0, "nobody asked"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_verification_allows_for_what_a_warning_says(tmp_path: Path, engine: str) -> None:
+    """mksquashfs 4.5 cannot be told attributes of the root, and none makes symlinks of other modes than 0777."""
+    entries = [
+        directory(b"./", xattrs={b"user.a": b"1", b"user.empty": b""}),
+        replace(symlink(b"link", b"f"), mode=0o644),
+        file(b"f", b"content", mtime=-1, xattrs={b"system.posix_acl_access": b"\2\0\0\0", b"user.b": b"1"}),
+    ]
+    layout = write_image(str(tmp_path / "layout"), [entries])
+    done = convert("--verify", "--engine", engine, layout, tmp_path / OUT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.requires("mksquashfs")
+def test_verification_tells_what_no_warning_says(tmp_path: Path) -> None:
+    """An attribute of the root is counted as lost, and that of a file is not."""
+    entries = [directory(b"./", xattrs={b"user.empty": b""}), file(b"f", xattrs={b"user.b": b"1"})]
+    layout = write_image(str(tmp_path / "layout"), [entries])
+    program = fake(tmp_path / "bad", 'exec mksquashfs "$@" -no-xattrs')
+    done = convert("--verify", "--engine", "mksquashfs", "--mksquashfs", program, layout, tmp_path / OUT)
+    assert done.returncode == 1
+    one_line(
+        done.stderr, f"paralayer: error: {tmp_path}/{OUT}: verification found 1 differences, such as f: xattr"
+    )
 
 
 # Existing outputs

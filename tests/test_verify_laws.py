@@ -114,7 +114,8 @@ def test_a_changed_inode_is_found_at_each_of_its_paths(field: str, tree: Tree, d
     name, change = CHANGES[field]
     setattr(node, name, change(node))
     report = compare(tree, changed, names=NAMES)
-    hit = sorted(path for path, each in changed.nodes.items() if each is node)
+    told = field != "mode" or node.kind != "symlink"
+    hit = sorted(path for path, each in changed.nodes.items() if each is node and told)
     assert [(each.path, each.field) for each in report.differences] == [(path, field) for path in hit]
     assert not report.only_in_a
     assert not report.only_in_b

@@ -2,7 +2,8 @@
 
 Paths that both trees have are compared field by field; of a path that is of two types, only that is told. Hard links
 are compared as partitions of the paths that both have: each path's group is known by its first path, so a link that
-is missing or too much is one difference, at the path that is not where it should be.
+is missing or too much is one difference, at the path that is not where it should be. Modes of symbolic links mean
+nothing to Linux, which shows 0777 whatever is stored, and are not compared.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _fields(
     if a.kind != b.kind:
         yield "type", a.kind, b.kind
         return
-    if a.mode != b.mode and (a.kind != "symlink" or abilities.symlink_modes):
+    if a.mode != b.mode and a.kind != "symlink":
         yield "mode", a.mode, b.mode
     if (a.uid, a.gid) != (b.uid, b.gid) and "owner" not in ignore:
         yield "owner", (a.uid, a.gid), (b.uid, b.gid)
@@ -236,8 +237,6 @@ def _not_compared(abilities: Abilities, ignore: Collection[str]) -> tuple[str, .
     left_out = [name for name in sorted(IGNORABLE) if name in ignore]
     if not abilities.fine_times and "times" not in ignore:
         left_out.append("times below a second, before 1970 and after 2106")
-    if not abilities.symlink_modes:
-        left_out.append("modes of symbolic links")
     if not abilities.acls and "xattrs" not in ignore:
         left_out.append("access control lists")
     if not abilities.trusted_xattrs and "xattrs" not in ignore:

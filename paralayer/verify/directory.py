@@ -126,7 +126,7 @@ class DirectoryTree:
         self._where = where
         self._path = b""  # at hand, for errors
         if abilities is None:
-            abilities = Abilities(symlink_modes=False, trusted_xattrs=os.geteuid() == 0)
+            abilities = Abilities(trusted_xattrs=os.geteuid() == 0)
         self.tree = Tree(abilities)
         self._files: list[tuple[bytes, Node]] = []
         self._inodes: dict[tuple[int, int], Node] = {}

@@ -65,14 +65,12 @@ class Abilities:
 
     fine_times: bool = True
     """Times of any second, and nanoseconds; else whole seconds that fit in 32 bits, without a sign."""
-    symlink_modes: bool = True
     acls: bool = True
     trusted_xattrs: bool = True
 
     def __and__(self, other: Abilities) -> Abilities:
         return Abilities(
             self.fine_times and other.fine_times,
-            self.symlink_modes and other.symlink_modes,
             self.acls and other.acls,
             self.trusted_xattrs and other.trusted_xattrs,
         )
