@@ -7,6 +7,7 @@ import lzma
 import os
 import random
 import resource
+import struct
 import subprocess
 import sys
 import zlib
@@ -32,7 +33,7 @@ from images import (
 from model import directory, file, hardlink
 from paralayer.errors import ImageError
 from paralayer.verify import verify
-from paralayer.verify.mount import _squashfuse
+from paralayer.verify.mount import _squashfuse, mounted
 from paralayer.verify.squashfs import _Image, _Lz4, _Xz, _Zlib, _Zstd
 from processes import finish, running, wait_for
 from test_verify import assert_same
@@ -260,6 +261,59 @@ def test_an_inode_number_that_is_used_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(packed)
     with pytest.raises(ImageError, match=r"inode number . twice"):
         verify(f"squashfs:{tmp_path / 'bad'}", str(top))
+
+
+def test_what_the_kernel_does_not_mount_is_refused(tmp_path: Path) -> None:
+    """Each byte of the superblock, changed alone."""
+    small_squashfs(tmp_path)
+    good = read(squashfs_of(str(tmp_path / "top"), str(tmp_path / "exported")))
+    bad = tmp_path / "bad"
+    refused = 0
+    for at in range(96):
+        bad.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            with mounted(str(bad), "there"):
+                continue
+        except ImageError:
+            refused += 1
+            assert error_of(f"squashfs:{bad}", f"squashfs:{bad}"), at
+    assert refused > 60
+
+
+# Title → where the index of the fragment table says that its two blocks are, and what is wrong with that
+FRAGMENT_INDEXES: dict[str, tuple[list[int], str]] = {
+    "as it should be": ([0, 8194], ""),
+    "one block again and again": ([0] * 2000, "blocks that do not follow each other"),
+    "backwards": ([8194, 0], "blocks that do not follow each other"),
+    "too far apart": ([-1, 8194], "blocks that do not follow each other"),
+    "overlapping": ([0, 4000, 8194], "block of the fragment table"),
+}
+
+
+@pytest.mark.parametrize(("offsets", "error"), FRAGMENT_INDEXES.values(), ids=FRAGMENT_INDEXES)
+def test_blocks_of_a_table_follow_each_other(offsets: list[int], error: str, tmp_path: Path) -> None:
+    """Otherwise a small file could have a table that takes for ever to read. Nothing uses the one that is put here."""
+    top = tmp_path / "top"
+    top.mkdir()
+    write_file(str(top / "f"), NOISE[:100])
+    options = ["-no-fragments", "-no-exports", "-no-xattrs", "-noI", "-comp", "gzip"]
+    packed = bytearray(read(squashfs_of(str(top), str(tmp_path / "image"), *options)))
+    del packed[int.from_bytes(packed[40:48], "little") :]
+    first = len(packed)
+    packed += 2 * (struct.pack("<H", 0x8000 | 8192) + bytes(8192))
+    index = len(packed)
+    packed += struct.pack(f"<{len(offsets)}Q", *(first + offset for offset in offsets))
+    ids = len(packed)
+    packed += struct.pack("<HIQ", 0x8000 | 4, 0, ids)
+    struct.pack_into("<I", packed, 16, 512 * len(offsets))
+    struct.pack_into("<QQ", packed, 40, len(packed), ids + 6)
+    struct.pack_into("<Q", packed, 80, index)
+    (tmp_path / "image").write_bytes(packed)
+    if error:
+        with pytest.raises(ImageError, match=error):
+            verify(str(tmp_path / "image"), str(top))
+    else:
+        assert_same(verify(str(tmp_path / "image"), str(top)))
 
 
 COMPRESSORS: dict[str, tuple[Callable[[], Any], Callable[[bytes], bytes]]] = {

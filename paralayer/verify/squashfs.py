@@ -7,9 +7,12 @@ that may be corrupt or large:
 - it has no values of extended attributes;
 - it takes LZ4 blocks for LZ4 frames;
 - it decompresses whatever comes, to whatever size, and reads metadata wherever it is said to be;
-- it keeps all metadata, and the last 256 data blocks, which are up to 1 MiB each.
+- it keeps all metadata, and the last 256 data blocks, which are up to 1 MiB each;
+- it trusts what the superblock says about the tables, some of which it does not read: the kernel would not mount such
+  a file.
 
-Sources for xattrs: the Linux kernel's fs/squashfs/xattr.c and squashfs_fs.h.
+Sources for xattrs: the Linux kernel's fs/squashfs/xattr.c and squashfs_fs.h; for tables: its super.c, id.c, export.c,
+fragment.c and xattr_id.c.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -68,6 +72,8 @@ _EXTENDED = Type.LDIR - Type.DIR  # between the number of an inode type and that
 _PREFIXES = (b"user.", b"trusted.", b"security.")
 _OUT_OF_LINE = 0x100
 _XATTR_KEY, _XATTR_SIZE, _XATTR_REFERENCE = struct.Struct("<HH"), struct.Struct("<I"), struct.Struct("<Q")
+_FRAGMENT = struct.Struct("<QI4x")  # where, and its size with the bit for stored ones
+_METADATA_STORED = 2 + SQUASHFS_METADATA_SIZE  # at most, with the header
 _METADATA_KEPT = 4096  # blocks: 32 MiB
 _METADATA_AT_ONCE = 1 << 20  # bytes; all that is longer is read in pieces
 _STORED = 1 << 24  # the bit of a data block's size that says that it is not compressed
@@ -227,32 +233,74 @@ class _Image(SquashFsImage):  # type: ignore[misc]
         return self._kept[block]
 
     def read_tables(self) -> None:
-        """Read what the walk needs: owners, fragments, and where extended attributes are."""
-        superblock = self._sblk
-        for name, entries, size in (
-            ("fragment", superblock.fragments, 16),
-            ("id", superblock.no_ids, 4),
-        ):
-            start = getattr(superblock, f"{name}_table_start")
-            blocks = -(-entries * size // SQUASHFS_METADATA_SIZE)
-            if entries and not _SUPERBLOCK <= start <= superblock.bytes_used - 8 * blocks:
-                raise CorruptError(f"{entries} entries in the {name} table at offset {start}")
-        self._read_uids_guids()
-        self._read_fragment_table()
-        self._xattr_start, self._xattr_ids = self._read_xattr_ids()
+        """Read what the walk needs: owners, fragments, and where extended attributes are.
 
-    def _read_xattr_ids(self) -> tuple[int, list[Any]]:
+        As the kernel does when it mounts: from the last table to the first, each ends where the next one begins.
+        """
+        superblock = self._sblk
+        end = self._read_xattr_ids()
+        places = self._index("id", superblock.id_table_start, superblock.no_ids, 4, end)
+        ids = self._entries("id", places, superblock.no_ids, 4)
+        self._id_table = dict(enumerate(struct.unpack(f"<{superblock.no_ids}I", ids)))
+        end = places[0]
+        if superblock.lookup_table_start != SQUASHFS_INVALID_BLK:
+            end = self._index("export", superblock.lookup_table_start, superblock.inodes, 8, end)[0]
+        self._fragments = b""
+        if superblock.fragments:
+            size = _FRAGMENT.size
+            places = self._index("fragment", superblock.fragment_table_start, superblock.fragments, size, end)
+            self._fragments = self._entries("fragment", places, superblock.fragments, size)
+            end = places[0]
+        inodes, directories = superblock.inode_table_start, superblock.directory_table_start
+        if not _SUPERBLOCK <= inodes < directories <= end:
+            raise CorruptError(f"inode table at offset {inodes}, directory table at {directories} of {end}")
+
+    def _read_xattr_ids(self) -> int:
+        """Return where the tables before it end."""
+        self._xattr_start, self._xattr_ids = 0, []
         start = self._sblk.xattr_id_table_start
         if start == SQUASHFS_INVALID_BLK:
-            return 0, []
+            return int(self._sblk.bytes_used)
         self._fd.seek(start)
         table = XattrTable.from_fd(self._fd)
-        blocks = -(-table.xattr_ids * 16 // SQUASHFS_METADATA_SIZE)
-        if start + 16 + 8 * blocks > self._sblk.bytes_used:
-            raise CorruptError(f"{table.xattr_ids} xattr ids at offset {start}")
-        index = [self._read_long() for _ in range(blocks)]
-        data = b"".join(self._read_block(block)[0] for block in index)
-        return table.xattr_table_start, [XattrId.from_bytes(data, 16 * i) for i in range(table.xattr_ids)]
+        places = self._index("xattr id", start, table.xattr_ids, 16, self._sblk.bytes_used, header=16)
+        if table.xattr_table_start >= places[0]:
+            raise CorruptError(f"xattr table at offset {table.xattr_table_start}")
+        data = self._entries("xattr id", places, table.xattr_ids, 16)
+        self._xattr_start = table.xattr_table_start
+        self._xattr_ids = [XattrId.from_bytes(data, 16 * i) for i in range(table.xattr_ids)]
+        return int(table.xattr_table_start)
+
+    def _index(self, name: str, start: int, entries: int, size: int, end: int, header: int = 0) -> list[int]:
+        """Return where the metadata blocks of a table are, and last where it starts itself, which is behind them.
+
+        The rules are those of the kernel, which holds fragments to less. They bound the work, too: no block is in two
+        places.
+        """
+        blocks = -(-entries * size // SQUASHFS_METADATA_SIZE)
+        if not entries or start < _SUPERBLOCK or start + header + 8 * blocks != end:
+            raise CorruptError(
+                f"{entries} entries in the {name} table at offset {start}, which ends at {end}"
+            )
+        self._fd.seek(start + header)
+        places = [*struct.unpack(f"<{blocks}Q", self._fd.read(8 * blocks)), start]
+        if not all(0 < after - before <= _METADATA_STORED for before, after in pairwise(places)):
+            raise CorruptError(
+                f"the {name} table at offset {start} lists blocks that do not follow each other"
+            )
+        return places
+
+    def _entries(self, name: str, places: list[int], entries: int, size: int) -> bytes:
+        """Return the entries of a table whose index is read."""
+        pieces: list[bytes] = []
+        rest = entries * size
+        for start, following in pairwise(places):
+            data, end = self._read_block(start)
+            if end > following or len(data) != min(rest, SQUASHFS_METADATA_SIZE):
+                raise CorruptError(f"block of the {name} table at offset {start}: {len(data)} bytes")
+            rest -= len(data)
+            pieces.append(data)
+        return b"".join(pieces)
 
     def xattrs(self, index: int) -> Xattrs:
         """Return the set of extended attributes of this number, which inodes have."""
@@ -297,9 +345,9 @@ class _Image(SquashFsImage):  # type: ignore[misc]
 
     def fragment(self, inode: Any) -> tuple[int, int]:
         """Return where the fragment block with an inode's tail end is, and its size with the bit for stored ones."""
-        if inode.fragment >= len(self._fragment_table):
-            raise CorruptError(f"fragment {inode.fragment} of {len(self._fragment_table)}")
-        start, size = self._read_fragment(inode.fragment)
+        if inode.fragment >= self._sblk.fragments:
+            raise CorruptError(f"fragment {inode.fragment} of {self._sblk.fragments}")
+        start, size = _FRAGMENT.unpack_from(self._fragments, inode.fragment * _FRAGMENT.size)
         return start, size
 
     def read_block_sizes(self, block: int, offset: int, count: int) -> Iterator[int]:
