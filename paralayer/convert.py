@@ -211,7 +211,7 @@ def convert_arrivals(
             memory=memory,
             peak_memory=peak.bytes,
             seconds=clock.seconds(),
-            warnings=(*warnings, *_left_out(rules.dropped + sink.lost)),
+            warnings=(*warnings, *_losses(rules.dropped + sink.lost)),
         )
 
 
@@ -272,10 +272,10 @@ def _convert_as(spec: ImageSpec, image: str | Image, options: dict[str, Any]) ->
     return convert(image, replace(spec, **own), **options)
 
 
-def _left_out(lost: Counter[str]) -> tuple[str, ...]:
-    """Return one warning with what was left out and how often, if anything was."""
+def _losses(lost: Counter[str]) -> tuple[str, ...]:
+    """Return one warning with what was left out or changed and how often, if anything was."""
     counts = ", ".join(f"{what}: {count}" for what, count in sorted(lost.items()))
-    return (f"left out: {counts}",) if counts else ()
+    return (f"left out or changed: {counts}",) if counts else ()
 
 
 def _close(sink: Sink) -> None:

@@ -127,7 +127,7 @@ def test_warnings_have_a_line_each(image: str, tmp_path: Path) -> None:
     done = convert(layout, tmp_path / "out.tar")
     warning, _ = done.stderr.splitlines()
     assert warning == (
-        "paralayer: warning: left out: user xattrs on what is neither file nor directory: 1, "
+        "paralayer: warning: left out or changed: user xattrs on what is neither file nor directory: 1, "
         "xattrs of overlayfs: 1, xattrs whose names Linux does not take: 3, xattrs without a known namespace: 1"
     )
     quiet = convert("--quiet", "--force", layout, tmp_path / "out.tar")

@@ -368,7 +368,7 @@ def test_what_it_cannot_hold_is_one_warning(tmp_path: Path, engine: str) -> None
     warning, summary = done.stderr.splitlines(keepends=True)
     assert SUMMARY.fullmatch(summary)
     assert warning == (
-        "paralayer: warning: left out: times before 1970 or after 2106: 2, "
+        "paralayer: warning: left out or changed: times before 1970 or after 2106: 2, "
         "xattrs that are not user, trusted or security: 1\n"
     )
 

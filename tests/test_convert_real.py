@@ -193,7 +193,7 @@ def test_ordinary_user_gets_all_but_what_root_alone_can_make(
     inodes = len({node.group for node in unpacked.values() if node.kind not in ("char", "block")})
     warning, summary = error.splitlines()
     assert warning == (
-        f"paralayer: warning: left out: devices (only root can make them): {devices}, "
+        f"paralayer: warning: left out or changed: devices (only root can make them): {devices}, "
         f"owners (only root can give files away): {inodes}, xattrs that may not or cannot be set here: 1"
     )
     assert summary.startswith(f"{common}/out: ")
