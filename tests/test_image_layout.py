@@ -399,6 +399,80 @@ def test_what_is_no_image_is_refused_by_name_and_never_chosen(
         open_image(f"{path}:other")
 
 
+def chart(layout: Layout) -> dict[str, Any]:
+    return layout.image(
+        [], HOST, config=layout.blob({"name": "x"}, "application/vnd.cncf.helm.config.v1+json")
+    )
+
+
+ARTIFACTS: dict[str, Callable[[Layout], dict[str, Any]]] = {
+    "chart": chart,
+    "signature": signature,
+    "named chart": lambda layout: named(chart(layout), "chart"),
+    "what calls itself one": lambda layout: {**layout.image([b"x"], HOST), "artifactType": "application/x"},
+}
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "flat"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("title", ARTIFACTS)
+def test_artifact_for_a_platform_is_not_chosen_beside_an_image(
+    layout: Layout, title: str, first: bool, nested: bool
+) -> None:
+    found = [for_platform(ARTIFACTS[title](layout), HOST), for_platform(layout.image([b"image"], HOST), HOST)]
+    found = found if first else found[::-1]
+    path = layout.finish(*([layout.index(*found)] if nested else found))
+    assert layers_of(path) == layers_of(path, HOST) == [b"image"]
+
+
+def test_image_is_not_called_by_the_name_of_an_artifact(layout: Layout) -> None:
+    path = layout.finish(named(chart(layout), "chart"), named(layout.image([b"x"], HOST), "v1"))
+    assert open_image(path).reference == f"{path}:v1"
+
+
+def test_artifact_for_this_machine_does_not_stand_for_an_image(layout: Layout) -> None:
+    path = layout.finish(
+        layout.index(for_platform(chart(layout), HOST), for_platform(layout.image([b"x"], FOREIGN), FOREIGN))
+    )
+    assert layers_of(path) == [b"x"]
+    with pytest.raises(ImageError, match=f"no image for platform {HOST}: got images for {FOREIGN}"):
+        open_image(path, platform=Platform.host())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_artifacts_for_a_platform_alone_are_refused(layout: Layout, count: int) -> None:
+    others = [for_platform(make(layout), HOST) for make in (chart, signature)[:count]]
+    message = ("is an artifact, no image: media type of the config", "no image, only artifacts")[count - 1]
+    with pytest.raises(ImageError, match=f"{message}: got application/vnd.cncf.helm.config.v1.json"):
+        open_image(layout.finish(layout.index(*others)))
+
+
+def test_artifact_type_of_an_image_is_that_of_its_config(layout: Layout) -> None:
+    assert layers_of(layout.finish({**layout.image([b"x"], HOST), "artifactType": CONFIG})) == [b"x"]
+
+
+def test_images_of_one_platform_that_were_not_copied_want_a_choice(layout: Layout) -> None:
+    images = [for_platform(layout.image([b"%d" % i], HOST), HOST) for i in range(2)]
+    path = layout.finish(*images)
+    os.unlink(layout.blob_path(images[0]))
+    with pytest.raises(ImageError, match="several images"):
+        open_image(path)
+
+
+def test_no_manifest_is_read_but_the_chosen_one(layout: Layout) -> None:
+    images = {p: for_platform(layout.image([p.encode()], p), p) for p in (HOST, FOREIGN, "windows/amd64")}
+    path = layout.finish(layout.index(*images.values()))
+    for platform in (FOREIGN, "windows/amd64"):
+        layout.file(f"blobs/{images[platform]['digest'].replace(':', '/')}", b"damaged")
+    assert layers_of(path) == [HOST.encode()]
+
+
+def test_image_of_encrypted_layers_alone_is_no_artifact(layout: Layout) -> None:
+    path = layout.finish(layout.image([b"0"], HOST, layers=[layout.blob(b"0", f"{LAYER}+encrypted")]))
+    with pytest.raises(MediaTypeError, match="layer 0: encrypted layer"):
+        open_image(path)
+
+
 def test_artifacts_alone_are_listed(layout: Layout) -> None:
     with pytest.raises(ImageError, match="no image, only artifacts: got an attestation, application/vnd"):
         open_image(layout.finish(attestation(layout), artifact(layout)))

@@ -113,6 +113,8 @@ class Descriptor:
     ref_name: str | None
     containerd_name: str | None
     attestation: bool
+    artifact_type: str | None = None
+    """Media type of the config of what is stored as a manifest; an image's own type is as good as none."""
 
     @classmethod
     def read(cls, value: Value) -> Descriptor:
@@ -122,6 +124,7 @@ class Descriptor:
             raise value["size"].error(size, "a size of at most 63 bits")
         platform = value.get("platform")
         annotations = value.get("annotations")
+        artifact_type = value.get("artifactType")
         marks = {
             key: note.text()
             for key in (REF_NAME, CONTAINERD_NAME, REFERENCE_TYPE)
@@ -137,6 +140,7 @@ class Descriptor:
             containerd_name=marks.get(CONTAINERD_NAME) or None,
             attestation=marks.get(REFERENCE_TYPE) == "attestation-manifest"
             or (found is not None and found.os == found.architecture == "unknown"),
+            artifact_type=None if artifact_type is None else artifact_type.text() or None,
         )
 
 

@@ -37,7 +37,8 @@ def open_layout(source: Source, tag: str | None, platform: Platform | None, *, c
     manifests = Manifests(_Blobs(source, check=check))
     found = _find(source, manifests, roots, tag)
     candidate, warnings = manifests.choose(found, platform)
-    name = tag or next((name for root in found if (name := display_name(root))), None)
+    roots_of_it = (root for root in found if manifests.holds(root, candidate))
+    name = tag or next((name for root in roots_of_it if (name := display_name(root))), None)
     return manifests.image(candidate, f"{source.where}:{shown(name)}" if name else source.where, warnings)
 
 

@@ -14,11 +14,12 @@ from paralayer.image.descriptor import Descriptor, Digest, Platform, shown
 from paralayer.image.document import parse_document
 from paralayer.image.image import Config, Image, Layer
 from paralayer.image.media_type import (
+    CONFIG_TYPES,
     INDEX_TYPES,
-    LAYER_TYPES,
     MANIFEST_TYPES,
     check_config_type,
     check_layer_type,
+    is_layer_type,
     not_a_manifest,
 )
 from paralayer.image.select import listed, match_platform
@@ -49,18 +50,12 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """A manifest and its config."""
+    """A manifest whose config is not read."""
 
     layers: tuple[Descriptor, ...]
-    config: Config
+    config: Descriptor
     where: str
-    documents: tuple[Document, Document]
-    """Itself and its config."""
-
-    @property
-    def is_image(self) -> bool:
-        """False for signatures and the like that borrow an image's config type."""
-        return not self.layers or any(layer.media_type in LAYER_TYPES for layer in self.layers)
+    document: Document
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +66,9 @@ class Candidate:
     platform: Platform
 
 
+_Offered = list[tuple[Descriptor, list[Candidate]]]
+
+
 class Manifests:
     """The documents of one store."""
 
@@ -79,25 +77,51 @@ class Manifests:
         self._refused: list[MediaTypeError] = []
         self._candidates: dict[_Identity, list[Candidate]] = {}
         self._expanding: set[_Identity] = set()
+        self._artifacts: dict[Digest, bool] = {}
+        self._last: tuple[Descriptor, _Manifest] | None = None  # so that the chosen one is read once
 
     def choose(self, roots: list[Descriptor], platform: Platform | None) -> tuple[Candidate, tuple[str, ...]]:
-        """Return the one image among `roots` that fits the platform best, and warnings."""
-        where = self._store.where
+        """Return the one image among `roots` that fits the platform best, and warnings.
+
+        A descriptor with a platform is believed to name an image, and its manifest is not read, unless it is
+        chosen or that leaves a choice.
+        """
         offered = [(root, candidates) for root in roots if (candidates := self._expand(root, 0))]
-        if not offered:
-            if len(self._refused) == 1:
-                raise self._refused[0]
-            raise ImageError(where, "no image, only artifacts", listed(str(e.got) for e in self._refused))
-        if len({display_name(root) for root, _ in offered}) > 1:
-            raise _several(where, [root for root, _ in offered])
-        unique = dict.fromkeys(c for _, candidates in offered for c in candidates)
-        best, warning = match_platform(where, [(c, c.platform) for c in unique], platform)
+        if _have_several_names(offered):
+            offered = self._without_artifacts(offered)
+        best, warning = self._match(offered, platform)
+        if any(self._is_artifact(c.descriptor) for c in best):
+            offered = self._without_artifacts(offered)
+            best, warning = self._match(offered, platform)
         # Of several that fit, the specification takes the first of an index. Across roots they are different images.
         chosen = set(best)
         holders = {root.digest: root for root, found in offered if not chosen.isdisjoint(found)}
         if len(best) > 1 and len(holders) > 1:
-            raise _several(where, list(holders.values()))
+            raise _several(self._store.where, list(holders.values()))
         return best[0], (warning,) if warning else ()
+
+    def holds(self, root: Descriptor, candidate: Candidate) -> bool:
+        """Say whether an image is what a root names, or below it."""
+        return candidate in self._expand(root, 0)
+
+    def _match(self, offered: _Offered, platform: Platform | None) -> tuple[list[Candidate], str | None]:
+        """Return the candidates that fit best, and a warning or None; refuse where no platform could choose."""
+        where = self._store.where
+        if not offered:
+            if len(self._refused) == 1:
+                raise self._refused[0]
+            raise ImageError(where, "no image, only artifacts", listed(str(e.got) for e in self._refused))
+        if _have_several_names(offered):
+            raise _several(where, [root for root, _ in offered])
+        unique = dict.fromkeys(c for _, candidates in offered for c in candidates)
+        return match_platform(where, [(c, c.platform) for c in unique], platform)
+
+    def _without_artifacts(self, offered: _Offered) -> _Offered:
+        return [
+            (root, images)
+            for root, candidates in offered
+            if (images := [c for c in candidates if not self._is_artifact(c.descriptor)])
+        ]
 
     def _expand(self, descriptor: Descriptor, depth: int) -> list[Candidate]:
         """Return the images below a descriptor in order, without attestations and artifacts.
@@ -138,23 +162,40 @@ class Manifests:
         if descriptor.attestation:
             self._refused.append(MediaTypeError(where, "is no image", "an attestation"))
             return None
+        if descriptor.artifact_type is not None and descriptor.artifact_type not in CONFIG_TYPES:
+            got = shown(descriptor.artifact_type)
+            self._refused.append(MediaTypeError(where, "is an artifact, no image: its type", got))
+            return None
         if descriptor.platform is not None:
             return Candidate(descriptor, descriptor.platform)
-        try:
-            manifest = self._manifest(descriptor)
-        except MediaTypeError as error:
-            self._refused.append(error)
+        if self._is_artifact(descriptor):
             return None
-        if not manifest.is_image:
-            layer_types = listed(layer.media_type for layer in manifest.layers)
-            self._refused.append(MediaTypeError(where, "is an artifact, no image: its layers", layer_types))
-            return None
-        return Candidate(descriptor, manifest.config.platform)
+        _, config = self._config(self._manifest(descriptor))
+        return Candidate(descriptor, config.platform)
+
+    def _is_artifact(self, descriptor: Descriptor) -> bool:
+        """Say whether a manifest turns out to name no image, which is noted.
+
+        One that cannot be read counts as an image: if it is chosen, that is the error to tell.
+        """
+        found = self._artifacts.get(descriptor.digest)
+        if found is None:
+            try:
+                _check_image(self._manifest(descriptor))
+                found = False
+            except MediaTypeError as error:
+                self._refused.append(error)
+                found = True
+            except ImageError:
+                found = False
+            self._artifacts[descriptor.digest] = found
+        return found
 
     def image(self, candidate: Candidate, reference: str, warnings: tuple[str, ...]) -> Image:
         """Describe the image, whose layers have to be there."""
         manifest = self._manifest(candidate.descriptor)
-        manifest.config.check_count(len(manifest.layers), manifest.where)
+        document, config = self._config(manifest)
+        config.check_count(len(manifest.layers), manifest.where)
         return Image(
             reference=reference,
             platform=candidate.platform,
@@ -166,16 +207,19 @@ class Manifests:
                     digest=layer.digest,
                     diff_id=diff_id,
                 )
-                for index, (layer, diff_id) in enumerate(
-                    zip(manifest.layers, manifest.config.diff_ids, strict=True)
-                )
+                for index, (layer, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True))
             ),
-            created=manifest.config.created,
+            created=config.created,
             warnings=warnings,
-            documents=manifest.documents,
+            documents=(manifest.document, document),
         )
 
     def _manifest(self, descriptor: Descriptor) -> _Manifest:
+        if self._last is None or self._last[0] != descriptor:
+            self._last = descriptor, self._read_manifest(descriptor)
+        return self._last[1]
+
+    def _read_manifest(self, descriptor: Descriptor) -> _Manifest:
         where = self._where("manifest", descriptor.digest)
         document = self._read(descriptor, "manifest")
         value = parse_document(document.data, where)
@@ -183,9 +227,12 @@ class Manifests:
         config = Descriptor.read(value["config"])
         check_config_type(config.media_type, where)
         layers = tuple(map(Descriptor.read, value.elements_of("layers")))
-        config_document = self._read(config, "config")
-        read = Config.read(parse_document(config_document.data, self._where("config", config.digest)))
-        return _Manifest(layers, read, where, (document, config_document))
+        return _Manifest(layers, config, where, document)
+
+    def _config(self, manifest: _Manifest) -> tuple[Document, Config]:
+        document = self._read(manifest.config, "config")
+        where = self._where("config", manifest.config.digest)
+        return document, Config.read(parse_document(document.data, where))
 
     def _layer(self, layer: Descriptor, where: str) -> Blob | RemoteBlob:
         check_layer_type(layer.media_type, where)
@@ -203,6 +250,13 @@ class Manifests:
 
     def _where(self, role: str, digest: Digest) -> str:
         return f"{self._store.where}: {role} {digest}"
+
+
+def _check_image(manifest: _Manifest) -> None:
+    """Refuse signatures and the like that borrow an image's config type."""
+    if manifest.layers and not any(is_layer_type(layer.media_type) for layer in manifest.layers):
+        got = listed(layer.media_type for layer in manifest.layers)
+        raise MediaTypeError(manifest.where, "is an artifact, no image: its layers", got)
 
 
 def read_index(value: Value, media_type: str | None) -> list[Descriptor]:
@@ -236,6 +290,10 @@ def display_name(root: Descriptor) -> str | None:
 def selector(root: Descriptor) -> str:
     """Return what selects this image when it stands behind the source's path."""
     return display_name(root) or f"@{root.digest}"
+
+
+def _have_several_names(offered: _Offered) -> bool:
+    return len({display_name(root) for root, _ in offered}) > 1
 
 
 def _several(where: str, roots: list[Descriptor]) -> ImageError:

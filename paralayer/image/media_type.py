@@ -52,7 +52,7 @@ LAYER_TYPES = NON_DISTRIBUTABLE_TYPES | {
     f"{DOCKER_LAYER}.gzip",
     f"{DOCKER_LAYER}.zstd",
 }
-
+_ENCRYPTED = "+encrypted"
 
 _OCI_TYPES = {
     "application/vnd.docker.distribution.manifest.v2+json": "application/vnd.oci.image.manifest.v1+json",
@@ -75,11 +75,16 @@ def as_oci(media_type: str) -> str:
     return _OCI_TYPES.get(media_type, media_type)
 
 
+def is_layer_type(media_type: str) -> bool:
+    """Say whether this is a layer of an image, be it one that cannot be read."""
+    return media_type in LAYER_TYPES or media_type.endswith(_ENCRYPTED)
+
+
 def check_layer_type(media_type: str, where: str) -> None:
     """Refuse whatever is no layer that can be read."""
     if media_type in LAYER_TYPES:
         return
-    if media_type.endswith("+encrypted"):
+    if media_type.endswith(_ENCRYPTED):
         raise MediaTypeError(where, "encrypted layer", shown(media_type), "a layer that can be read")
     raise MediaTypeError(where, "media type of the layer is unknown", shown(media_type))
 
