@@ -16,11 +16,13 @@ boundaries: fields are the positional arguments of `Exception`, so that pickling
 
 from __future__ import annotations
 
+_SHOWN_MAX = 4096  # characters of a name in a message: PATH_MAX of Linux; images have names of any length
+
 
 def quote(name: bytes) -> str:
-    r"""Return a name from an image in printable form: no control characters, other bytes as \xNN."""
+    r"""Return a name from an image in printable form: no control characters, other bytes as \xNN, a long one cut."""
     text = name.decode("utf-8", "surrogateescape")
-    return "".join(
+    shown = "".join(
         c
         if c.isprintable() and c != "\\"
         else "\\\\"
@@ -28,8 +30,9 @@ def quote(name: bytes) -> str:
         else f"\\x{ord(c) - 0xDC00:02x}"
         if 0xDC80 <= ord(c) <= 0xDCFF
         else c.encode("unicode_escape").decode()
-        for c in text
+        for c in text[:_SHOWN_MAX]
     )
+    return shown + "..." * (len(text) > _SHOWN_MAX)
 
 
 class ParalayerError(Exception):

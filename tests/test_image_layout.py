@@ -774,6 +774,39 @@ MALFORMED: dict[str, tuple[str, object, str]] = {
 }
 
 
+LONG = "x" * 100_000
+LONG_TEXTS: dict[str, tuple[str, object]] = {
+    # title: (document, the members to replace)
+    "mediaType": ("manifest", {"mediaType": LONG}),
+    "mediaType of the config": ("manifest", {"config": {"mediaType": LONG, "size": 1, "digest": DIGEST}}),
+    "mediaType of a layer": ("manifest", {"layers": [{"mediaType": LONG, "size": 1, "digest": DIGEST}]}),
+    "artifactType": (
+        "index",
+        {"manifests": [{"artifactType": LONG, "mediaType": MANIFEST, "size": 1, "digest": DIGEST}]},
+    ),
+    "digest": ("manifest", {"config": {"mediaType": CONFIG, "size": 1, "digest": LONG}}),
+    "size": ("manifest", {"config": {"mediaType": CONFIG, "size": int("1" * 4200), "digest": DIGEST}}),
+    "schemaVersion": ("index", {"schemaVersion": -int("1" * 4200)}),
+    "rootfs": ("config", {"rootfs": {"type": LONG}}),
+    "diff_id": ("config", {"rootfs": {"type": "layers", "diff_ids": [LONG]}}),
+    "layout version": ("oci-layout", {"imageLayoutVersion": LONG}),
+}
+
+
+@pytest.mark.parametrize("title", LONG_TEXTS)
+def test_message_is_not_as_long_as_the_document(layout: Layout, title: str) -> None:
+    path = replace_document(layout, *LONG_TEXTS[title])
+    with pytest.raises(ImageError, match=r"got .*[x1]\.\.\.") as caught:
+        open_image(path)
+    assert len(str(caught.value)) < 5000
+
+
+def test_type_of_the_rootfs_is_shown_in_printable_form(layout: Layout) -> None:
+    path = replace_document(layout, "config", {"rootfs": {"type": "\x1b[1m"}})
+    with pytest.raises(ImageError, match=r"field rootfs.type: got \\x1b\[1m, want layers"):
+        open_image(path)
+
+
 def replace_document(layout: Layout, role: str, change: object) -> str:
     """Write an image in an index, one of whose documents is changed, with digests that fit."""
 

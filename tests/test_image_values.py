@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from layouts import digest_of
-from paralayer.errors import ImageError
+from paralayer.errors import ImageError, quote
 from paralayer.image import Digest, Platform
+from paralayer.image.descriptor import shown
 from paralayer.image.select import full_reference, listed, rank
 
 SHA256, SHA512 = digest_of(b"x"), digest_of(b"x", "sha512")
@@ -87,6 +88,12 @@ def test_host_fits_itself() -> None:
 def test_short_reference_means_a_full_one(short: str, full: str) -> None:
     assert full_reference(short) == full
     assert full_reference(full) == full
+
+
+def test_name_in_a_message_is_cut_between_characters() -> None:
+    assert shown("\u00e9" * 4096) == "\u00e9" * 4096
+    assert shown("\u00e9" * 4097) == "\u00e9" * 4096 + "..."
+    assert quote(b"\n" * 5000) == r"\n" * 4096 + "..."
 
 
 def test_list_is_cut_and_printable() -> None:

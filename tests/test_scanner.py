@@ -421,6 +421,11 @@ def test_xattr_is_refused(case: str) -> None:
     assert refusal(header(), pax((b"SCHILY.xattr." + name, value)), header()).startswith(want)
 
 
+def test_key_of_an_xattr_is_cut_in_the_message() -> None:
+    refused = pax((b"SCHILY.xattr." + b"k" * 500_000, bytes(65537)))
+    assert refusal(refused, header()) == f"f: xattr {'k' * 4096}...: got 65537 bytes, want at most 65536"
+
+
 # Extension headers
 
 BAD_PAX = {

@@ -415,6 +415,24 @@ BAD_RECORDS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("records", "want"),
+    [
+        (
+            [(b"GNU.sparse.major", b"9" * 500_000), SIZE],
+            f"f: sparse file of an unknown version: got {'9' * 4096}....none, want 0.0, 0.1 or 1.0",
+        ),
+        (
+            [SIZE, (b"GNU.sparse.numblocks", b"0" * 500_000 + b"2"), ONE],
+            "f: sparse map: wrong count of numbers: got 2, want 4",
+        ),
+    ],
+    ids=["version", "count"],
+)
+def test_message_is_not_as_long_as_a_sparse_record(records: list[tuple[bytes, bytes]], want: str) -> None:
+    assert refusal(pax(*records), member(b"f", DATA)) == want
+
+
 @pytest.mark.parametrize("case", BAD_RECORDS)
 def test_malformed_sparse_records_are_refused(case: str) -> None:
     records, want = BAD_RECORDS[case]

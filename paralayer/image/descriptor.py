@@ -145,7 +145,7 @@ class Descriptor:
 
 
 def shown(text: str) -> str:
-    """Return a name or path in printable form, whatever it holds."""
+    """Return a name, path or other text in printable form, whatever it holds, a long one cut."""
     try:
         return quote(os.fsencode(text))
     except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON can spell it

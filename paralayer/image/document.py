@@ -96,7 +96,8 @@ class Value:
         return self.raw
 
     def error(self, got: object, want: object) -> ImageError:
-        """Return the error for a value that is not as it must be."""
+        """Return the error for a value that is not as it must be; `got` is a number, or text that was `shown`."""
+        got = got if isinstance(got, str) else shown(str(got))  # numbers have up to 4300 digits
         return ImageError(self.document, f"field {self.field}" if self.field else "document", got, want)
 
     def _path(self, name: str) -> str:

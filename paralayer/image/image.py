@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from paralayer.errors import ImageError
-from paralayer.image.descriptor import Digest, Platform
+from paralayer.image.descriptor import Digest, Platform, shown
 
 if TYPE_CHECKING:
     from paralayer.growing import Growing
@@ -59,7 +59,7 @@ class Config:
         """Return the config in a document; an image without layers may leave out `diff_ids`, as Docker does."""
         rootfs = value["rootfs"]
         if (kind := rootfs["type"]).text() != "layers":
-            raise kind.error(kind.raw, "layers")
+            raise kind.error(shown(kind.text()), "layers")
         created = value.get("created")
         return cls(
             platform=Platform.read(value),

@@ -29,7 +29,7 @@ def normalise(name: bytes) -> bytes:
     for component in name.split(b"/"):
         if component == b"..":
             if not components:
-                raise HeaderError("name climbs above the root", quote(name[:NAME_MAX]))
+                raise HeaderError("name climbs above the root", quote(name))
             components.pop()
         elif component and component != b".":
             components.append(component)
@@ -43,7 +43,7 @@ def normalise(name: bytes) -> bytes:
     if len(path) > PATH_MAX:
         raise HeaderError("name is too long", f"{len(path)} bytes", f"at most {PATH_MAX}")
     if b"\0" in path:
-        raise HeaderError("name contains NUL", quote(name[:NAME_MAX]))
+        raise HeaderError("name contains NUL", quote(name))
     return path
 
 

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 _MAX_ID = 2**32 - 2  # 2^32-1 means "no change" to chown(2)
 _MAX_XATTR = 64 << 10  # bytes of a value on Linux
 _MAX_DEVICE = 2**32 - 1
-_MAX_SHOWN = 4096  # bytes of a name in a message
 
 KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE}
 KINDS |= {b"1": HARDLINK, b"2": SYMLINK, b"3": CHAR, b"4": BLOCK_DEVICE, b"5": DIRECTORY, b"6": FIFO}
@@ -86,8 +85,7 @@ class RowWriter:
         self, what: str, got: object = None, want: object = None, name: bytes | None = None
     ) -> NoReturn:
         """Raise LayerError; `name` is the entry's."""
-        shown = "tar" if name is None else quote(name[:_MAX_SHOWN]) + "..." * (len(name) > _MAX_SHOWN)
-        raise LayerError(f"{self._where}: {shown}", what, got, want)
+        raise LayerError(f"{self._where}: {'tar' if name is None else quote(name)}", what, got, want)
 
     def name_of(self, block: bytes, special: Special | None = None) -> bytes:
         """Return the name of an entry as it is written, put together from where it stands."""

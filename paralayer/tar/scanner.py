@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from paralayer.errors import quote
 from paralayer.table import DIRECTORY, FILE, TableWriter
 from paralayer.tar import header, pax, sparse
 from paralayer.tar.extension import Special, apply_record
@@ -258,7 +259,8 @@ class Scanner:
             special.long_path = None
         version = (records.get(b"major"), records.get(b"minor"))
         if version not in ((None, None), (b"0", b"0"), (b"0", b"1"), (b"1", b"0")):
-            raise HeaderError("sparse file of an unknown version", version, "0.0, 0.1 or 1.0")
+            got = ".".join("none" if part is None else quote(part) for part in version)
+            raise HeaderError("sparse file of an unknown version", got, "0.0, 0.1 or 1.0")
         real_size = records.get(b"size") or records.get(b"realsize")
         if real_size is None:
             raise HeaderError("sparse file without its real size")

@@ -53,8 +53,9 @@ def parse_size(value: bytes) -> int:
 def parse_pax_map(values: list[bytes], count: bytes) -> Extents:
     """Parse the numbers of formats 0.0 and 0.1, offset, length, offset, length, ..., and how many pairs they are."""
     numbers = [parse_size(value) for value in values]
-    if len(numbers) != 2 * parse_size(count):
-        raise HeaderError("sparse map: wrong count of numbers", len(numbers), f"2 * {count.decode()}")
+    want = 2 * parse_size(count)
+    if len(numbers) != want:
+        raise HeaderError("sparse map: wrong count of numbers", len(numbers), want)
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
