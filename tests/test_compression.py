@@ -153,6 +153,12 @@ def signed_checksum_tar(name: bytes) -> bytes:
     return bytes(header) + bytes(1024)
 
 
+def other_checksum_tar(name: bytes, pack: Callable[[int], bytes]) -> bytes:
+    header = tar_archive(name)[:512]
+    total = sum(header[:148] + b" " * 8 + header[156:])
+    return header[:148] + pack(total) + header[156:] + bytes(1024)
+
+
 ONE: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip_member,
     "zstd": zstd_frame,
@@ -258,6 +264,16 @@ GOOD: dict[str, tuple[str, bytes, bytes]] = {
         "none",
         signed_checksum_tar(b"\x1f\x8b\xff\xfe"),
         signed_checksum_tar(b"\x1f\x8b\xff\xfe"),
+    ),
+    "none: tar with a checksum in base 256": (
+        "none",
+        other_checksum_tar(b"\x1f\x8b\x08", lambda total: b"\x80" + total.to_bytes(7, "big")),
+        other_checksum_tar(b"\x1f\x8b\x08", lambda total: b"\x80" + total.to_bytes(7, "big")),
+    ),
+    "none: tar with NULs before the checksum": (
+        "none",
+        other_checksum_tar(b"\x1f\x8b\x08", lambda total: b"\0 %06o" % total),
+        other_checksum_tar(b"\x1f\x8b\x08", lambda total: b"\0 %06o" % total),
     ),
     "none: empty tar": ("none", bytes(10240), bytes(10240)),
     "none: large tar": ("none", tar_archive(data=NOISE * 3), tar_archive(data=NOISE * 3)),
@@ -553,6 +569,7 @@ def test_tar_with_a_wrong_checksum_is_judged_by_its_magic() -> None:
     blob = bytearray(tar_archive(b"\x1f\x8b\x08"))
     blob[148] ^= 1
     assert compression(bytes(blob)) == "gzip"
+    assert compression(other_checksum_tar(b"\x1f\x8b\x08", lambda total: b"%06ox\0" % total)) == "gzip"
 
 
 def test_xz_dictionary_above_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:

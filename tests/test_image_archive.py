@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from layouts import Layout, TarFormat, archive_of, blob_of
 from paralayer.errors import ImageError
 from paralayer.image import Platform, open_image
-from paralayer.image.archive import Archive
+from paralayer.image.archive import Archive, _number
+from paralayer.tar.header import HeaderError, parse_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,13 @@ MEMBERS: dict[str, tuple[list[bytes], str, bytes | None]] = {
     "prefix field": ([member("p" * 99 + "/" + "n" * 90, b"1")], "p" * 99 + "/" + "n" * 90, b"1"),
     "PAX size": ([pax(b"9 size=3\n"), member("a") + b"abc".ljust(512, b"\0"), member("b", b"2")], "b", b"2"),
     "PAX size, the data": ([pax(b"9 size=3\n"), member("a") + b"abc".ljust(512, b"\0")], "a", b"abc"),
+    "empty PAX size": ([pax(b"8 size=\n"), member("a", b"abc"), member("b", b"2")], "b", b"2"),
+    "size with NULs before it": ([patched(member("a", b"abc"), 124, b"\0 0000000002")], "a", b"ab"),
+    "empty PAX names": (
+        [pax(b"8 path=\n", b"13 linkpath=\n"), member("b", kind=b"1", linkname="a"), member("a", b"1")],
+        "b",
+        b"1",
+    ),
     "base-256 size": ([patched(member("a", b"abc"), 124, b"\x80" + bytes(10) + b"\2")], "a", b"ab"),
     "global header": ([member("g", b"9 path=x\n", b"g"), member("a", b"1")], "a", b"1"),
     "hard link": ([member("a", b"1"), member("b", kind=b"1", linkname="./a")], "b", b"1"),
@@ -144,6 +152,27 @@ def test_checksum_may_count_signed_bytes(tmp_path: Path) -> None:
     header = member("\udcff\udcfe", b"1", fmt=tarfile.GNU_FORMAT)
     total = sum(b - 256 if b > 127 else b for b in header[:148] + header[156:512]) + 8 * 32
     assert read(archive(tmp_path, header[:148] + b"%06o\0 " % total + header[156:]), "\udcff\udcfe") == b"1"
+
+
+def test_checksum_may_be_in_base_256(tmp_path: Path) -> None:
+    total = sum(FILE[:148] + b" " * 8 + FILE[156:512])
+    packed = b"\x80" + total.to_bytes(7, "big")
+    assert read(archive(tmp_path, FILE[:148] + packed + FILE[156:]), "a") == b"x" * 600
+
+
+@given(
+    st.binary(min_size=12, max_size=12)
+    | st.text("01278 \0", min_size=12, max_size=12).map(str.encode)
+    | st.integers(-(1 << 87), (1 << 87) - 1)
+    .map(lambda number: number.to_bytes(11, "big", signed=True))
+    .map(lambda low: (b"\xff" if low[0] & 0x80 else b"\x80") + low)
+)
+def test_number_is_read_as_in_layers(field: bytes) -> None:
+    try:
+        want = parse_number(field)
+    except HeaderError:
+        want = None
+    assert _number(field) == want
 
 
 def test_last_padding_may_be_missing(tmp_path: Path) -> None:
@@ -212,6 +241,12 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "PAX size of 5000 digits": (pax(b"5010 size=" + b"1" * 4999 + b"\n") + FILE, "PAX size"),
     "PAX length 0": (pax(b"0 path=a\n") + FILE, "malformed PAX record"),
     "PAX length too large": (pax(b"99 path=a\n") + FILE, "malformed PAX record"),
+    "NUL in a PAX key": (pax(b"9 pa\0h=a\n") + FILE, "malformed PAX record"),
+    "NUL in a PAX path": (pax(b"12 path=a\0b\n") + FILE, "offset 0: PAX path contains NUL"),
+    "NUL at the end of a PAX path": (pax(b"11 path=a\0\n") + FILE, "PAX path contains NUL"),
+    "NUL in a PAX path that is not the last": (pax(b"10 path=\0\n", b"10 path=ab\n") + FILE, "contains NUL"),
+    "NUL in a PAX linkpath": (pax(b"15 linkpath=\0a\n") + FILE, "PAX linkpath contains NUL"),
+    "NUL in a sparse file's name": (pax(b"22 GNU.sparse.name=a\0\n") + FILE, "GNU.sparse.name contains NUL"),
     "PAX without key": (pax(b"5 =a\n") + FILE, "malformed PAX record"),
     "PAX header too large": (
         patched(member("x", kind=b"x"), 124, b"00010000000\0") + bytes(1 << 21),

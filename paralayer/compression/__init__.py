@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Protocol
 from paralayer.compression import bzip2, gzip, xz, zstd
 from paralayer.compression.source import CHUNK, MAX_WINDOW, READ_SIZE, Source
 from paralayer.errors import LayerError
+from paralayer.tar import header
 
 if TYPE_CHECKING:
     from paralayer.compression.source import Read
 
 __all__ = ["CHUNK", "MAX_WINDOW", "READ_SIZE", "Decoder", "open_decoder"]
 
-_BLOCK = 512
 _SUFFIX = re.compile(r"[+.](gzip|zstd|bzip2|xz)$")
 
 
@@ -53,7 +53,7 @@ def open_decoder(read: Read, media_type: str, where: str) -> Decoder:
     any other makes the blob uncompressed, whatever it holds.
     """
     source = Source(read, where)
-    head = source.peek(_BLOCK)
+    head = source.peek(header.BLOCK)
     if _is_tar_block(head):
         return Plain(source)
     if head.startswith(gzip.MAGIC):
@@ -73,15 +73,9 @@ def open_decoder(read: Read, media_type: str, where: str) -> Decoder:
 
 
 def _is_tar_block(block: bytes) -> bool:
-    if len(block) < _BLOCK:
+    if len(block) < header.BLOCK:
         return False
-    field = re.match(rb" *([0-7]+)", block[148:156])
-    if field is None:
-        return not any(block)
-    # The field itself counts as spaces; some old tars summed signed bytes.
-    total = sum(block) - sum(block[148:156]) + 8 * 0x20
-    high = sum(byte > 0x7F for byte in block[:148] + block[156:])
-    return int(field[1], 8) in (total, total - 256 * high)
+    return block == header.ZERO_BLOCK or header.has_valid_checksum(block)
 
 
 class Plain:

@@ -31,6 +31,7 @@ _COMPRESSIONS = {
     b"\xfd7zXZ\0": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
+_NAME_KEYS = (b"path", b"linkpath", b"GNU.sparse.name")
 _REGULAR = b"0\x007"
 _NO_DATA = b"123456"  # links, devices, directories, FIFOs: whatever their size field says
 
@@ -130,7 +131,7 @@ def _members(fd: int, where: str) -> Iterator[tuple[str, _Member]]:
                     gnu["path" if typeflag == b"L" else "linkpath"] = _decode(data)
             offset += -size // _BLOCK * -_BLOCK
             continue
-        if "size" in pax:
+        if pax.get("size"):
             size = _decimal(pax["size"], at)
         if typeflag == b"S":
             offset = _skip_sparse_map(fd, block, offset, where)
@@ -166,7 +167,7 @@ def _checksum_matches(block: bytes) -> bool:
     """Say whether the checksum holds, counted with unsigned or, as old programs do, with signed bytes."""
     summed = block[:148] + b" " * 8 + block[156:]
     unsigned = sum(summed)
-    return _octal(block[148:156]) in (unsigned, unsigned - 256 * sum(byte > 127 for byte in summed))
+    return _number(block[148:156]) in (unsigned, unsigned - 256 * sum(byte > 127 for byte in summed))
 
 
 def _check_checksum(block: bytes, at: str) -> None:
@@ -174,21 +175,22 @@ def _check_checksum(block: bytes, at: str) -> None:
         raise ImageError(at, "checksum does not match")
 
 
-def _octal(field: bytes) -> int | None:
-    """Return an octal number, which ends at the first NUL or space; blank is 0, anything else None."""
-    digits = field.lstrip(b" ").split(b"\0")[0].split(b" ")[0]
+def _number(field: bytes) -> int | None:
+    """Return a number as `tar.header.parse_number` does; None for what is none. That module would load numpy."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big") & (1 << 8 * len(field) - 1) - 1
+        return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
+    digits = field.lstrip(b" \0").split(b"\0")[0].split(b" ")[0]
     return None if digits.strip(b"01234567") else int(digits or b"0", 8)
 
 
 def _size(field: bytes, at: str) -> int:
-    """Return the size in a header: octal, or base-256 when the top bit is set; never negative."""
-    if field[0] & 0x80:
-        if field[0] & 0x40:
-            raise ImageError(at, "size is negative")
-        return int.from_bytes(field, "big") & ~(1 << 8 * len(field) - 1)
-    size = _octal(field)
+    """Return the size in a header, which is never negative."""
+    size = _number(field)
     if size is None:
         raise ImageError(at, "size", shown(_decode(field)), "an octal number")
+    if size < 0:
+        raise ImageError(at, "size is negative")
     return size
 
 
@@ -208,8 +210,10 @@ def _pax_records(data: bytes, at: str) -> dict[str, str]:
         length = int(digits) if digits.isdigit() and space else 0
         record = data[start : start + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
-        if len(record) != length or not key or not equals or record[-1:] != b"\n":
+        if len(record) != length or not key or not equals or record[-1:] != b"\n" or b"\0" in key:
             raise ImageError(at, "malformed PAX record")
+        if key in _NAME_KEYS and b"\0" in value:
+            raise ImageError(at, f"PAX {key.decode()} contains NUL")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         start += length
     return records
