@@ -181,7 +181,7 @@ def test_manifest_with_a_flipped_bit_is_refused(proxy: Proxy) -> None:
 WRONG_MANIFESTS: dict[str, tuple[Fault, str]] = {
     "too large": (
         Fault(status=200, body=b" " * (DOCUMENT_LIMIT + 1)),
-        "answer is too large: want at most 16777216",
+        "answer is too large: want at most 8388608",
     ),
     "no type": (Fault(status=200, body=b"{}"), "media type: got none, want that of a manifest"),
     "web page": (Fault(status=200, body=b"<html>", headers={"Content-Type": "text/html"}), "not JSON"),

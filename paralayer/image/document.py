@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     from paralayer.image.descriptor import Digest
 
-DOCUMENT_LIMIT = 16 << 20
-"""Size in bytes above which no document is read; registries accept 4 MiB."""
+DOCUMENT_LIMIT = 8 << 20
+"""Size in bytes above which no document is read: many tiny objects take 26 times as much memory once parsed.
+
+The OCI distribution specification asks clients and registries for 4 MB at least, and few registries take more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
