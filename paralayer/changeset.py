@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from paralayer.errors import LayerError, quote
 from paralayer.table import DIRECTORY, HARDLINK, OPAQUE, SYMLINK, WHITEOUT
-from paralayer.tar.names import split
+from paralayer.tar.names import marker, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -198,22 +198,17 @@ class _Application:
 
     def _apply_whiteout(self, path: bytes, kind: int) -> None:
         holder, name = (path, b"") if kind == OPAQUE else split(path)
-        if self._is_below_own_file(holder):
-            # umoci writes such for the children of a directory that became a file; older layers have nothing there.
-            return
-        directory = self._directory(holder, path)
+        directory = self._directories.get(holder)
+        if directory is None:
+            directory = self._walk(holder, marker(path, kind), create=True, stop_at_own_file=True)
+            if directory is None:
+                # umoci writes such for the children of a directory that became a file; older layers have nothing there.
+                return
+            self._directories[holder] = directory
         if kind == OPAQUE:
             self._hide_below(directory)
         else:
             self._hide(_join(directory, name))
-
-    def _is_below_own_file(self, name: bytes) -> bool:
-        while name:
-            if name in self._own:
-                found = self._look(name)
-                return found is not None and found[0] not in (DIRECTORY, SYMLINK)
-            name = split(name)[0]
-        return False
 
     # Older layers' content goes. Names of directories stay valid unless they came through an older symlink.
 
@@ -310,8 +305,13 @@ class _Application:
             self._directories[name] = path
         return path
 
-    def _walk(self, name: bytes, entry: bytes, *, create: bool) -> bytes | None:
-        """Follow a directory's name from the root, symlinks included. None: it does not exist, and is not to."""
+    def _walk(
+        self, name: bytes, entry: bytes, *, create: bool, stop_at_own_file: bool = False
+    ) -> bytes | None:
+        """Follow a directory's name from the root, symlinks included.
+
+        None: it does not exist, and is not to, or it has to lie below a file that the layer itself has put there.
+        """
         path = b""
         symlinks = 0
         passed, replaced = [], set()
@@ -343,6 +343,8 @@ class _Application:
                     if from_symlink:
                         self._entries.refuse(entry, "symlink on the way leads to no directory", quote(below))
                     if below in self._own:
+                        if stop_at_own_file:
+                            return None
                         self._entries.refuse(entry, "parent is no directory in this layer", quote(below))
                     replaced.add(below)
             path = below

@@ -8,7 +8,7 @@ the layers one after the other onto one directory gives. Where appliers differ:
 - whiteouts concern older layers only, wherever they stand in their layer, but what they remove is gone from
   the tree for the entries behind them (parents, hard link targets);
 - a directory that a layer removes and only implies again (no entry of its own) loses its older metadata;
-- a whiteout below a file of its own layer has no effect: there is nothing older left to hide;
+- a whiteout below a file of its own layer, also behind symlinks, has no effect: there is nothing older left to hide;
 - a hard link's own header is ignored, and its target is looked up before the link's parents are created.
 """
 
@@ -127,6 +127,10 @@ class Refused(Exception):  # noqa: N818 - the model's verdict on an image, not a
         self.why = why
 
 
+class BelowOwnFile(Refused):
+    """A component of an entry's name is a file that the entry's layer has put there."""
+
+
 IMPLIED = directory(b"", mtime=0)
 """The attributes of a directory that no layer has an entry for."""
 NO_LAYER = -1
@@ -223,14 +227,10 @@ class Applier:
 
     def is_below_own_file(self, names: list[bytes]) -> bool:
         """Say whether this layer has put a file in the way, as umoci does where a directory becomes one."""
-        inode = self.root
-        for component in names:
-            name = inode.children.get(component)
-            if name is None:
-                return False
-            if name.inode.entry.kind != "dir":
-                return name.layer == self.layer and name.inode.entry.kind != "symlink"
-            inode = name.inode
+        try:
+            self.resolve(names)
+        except BelowOwnFile:
+            return True
         return False
 
     def set_root(self) -> None:
@@ -324,8 +324,11 @@ class Applier:
                     place = []
                 pending.extendleft((part, "a symlink") for part in reversed(target.split(b"/")))
                 continue
-            if name and kind != "dir" and (source == "a symlink" or name.layer == self.layer):
-                self.refuse("a parent is not a directory")
+            if name and kind != "dir":
+                if source == "a symlink":
+                    self.refuse("a parent is not a directory")
+                if name.layer == self.layer:
+                    raise BelowOwnFile(self.layer, self.index, self.entry.path, "a parent is a file")
             place.append(component)
         return place
 

@@ -61,6 +61,10 @@ MERGED: dict[str, tuple[list[list[Entry]], list[Entry]]] = {
         [[directory(b"d"), file(b"d/x")], [file(b"d", b"new"), whiteout(b"d/x"), opaque(b"d/y")]],
         [file(b"d", b"new")],
     ),
+    "a whiteout below its own layer's file, behind a symlink": (
+        [[symlink(b"l", b".")], [file(b"p", b"new"), whiteout(b"l/p/x"), opaque(b"l/p/y"), opaque(b"l/p")]],
+        [symlink(b"l", b"."), file(b"p", b"new")],
+    ),
     "one layer": (
         [
             [
@@ -402,6 +406,18 @@ REFUSED: dict[str, tuple[list[list[Entry]], tuple[int, bytes]]] = {
     "a symlink through a file as a parent": (
         [[file(b"f"), symlink(b"l", b"f/../d")], [file(b"l/x")]],
         (1, b"l/x"),
+    ),
+    "a whiteout behind a symlink to a file": (
+        [[file(b"f"), symlink(b"l", b"f")], [whiteout(b"l/x")]],
+        (1, b"l/.wh.x"),
+    ),
+    "a whiteout behind a symlink to its own layer's file": (
+        [[symlink(b"l", b"f")], [file(b"f"), opaque(b"l")]],
+        (1, b"l/.wh..wh..opq"),
+    ),
+    "an entry below its own layer's file, behind a symlink": (
+        [[symlink(b"l", b".")], [file(b"p"), file(b"l/p/x")]],
+        (1, b"l/p/x"),
     ),
     "an entry below its own layer's file": ([[directory(b"f")], [file(b"f"), file(b"f/x")]], (1, b"f/x")),
     "a whiteout without a name": ([[file(b"d/.wh.")]], (0, b"d/.wh.")),

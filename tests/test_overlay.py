@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from images import write_layer
-from model import Entry, Node, Refused, directory, file, merge
+from model import Entry, Node, Refused, directory, file, merge, opaque, symlink, whiteout
 from paralayer.changeset import IMPLIED, Entries
 from paralayer.errors import LayerError
 from paralayer.overlay import Overlay, OverturnedError
@@ -118,6 +119,28 @@ def merged(
                 layers[place[0]].node(place[1], group) if place else replace(IMPLIED_NODE, group=group)
             )
     return tree
+
+
+@pytest.mark.parametrize(
+    ("marker", "want"),
+    [
+        (whiteout(b"l/x"), "l/.wh.x"),
+        (whiteout(b"l/d/x"), "l/d/.wh.x"),
+        (opaque(b"l"), "l/.wh..wh..opq"),
+        (opaque(b"l/d"), "l/d/.wh..wh..opq"),
+    ],
+    ids=["whiteout", "whiteout further down", "opaque marker", "opaque marker further down"],
+)
+def test_refused_marker_is_named_and_not_what_it_hides(marker: Entry, want: str) -> None:
+    with pytest.raises(LayerError, match=f"^layer 1: {re.escape(want)}: symlink on the way leads to no dir"):
+        merged([[file(b"f"), symlink(b"l", b"f")], [marker]])
+
+
+@pytest.mark.parametrize("parent", [b"p", b"l/p", b"l/l/p/d"])
+def test_whiteout_below_its_own_layers_file_is_skipped_however_it_is_spelled(parent: bytes) -> None:
+    stack = [[symlink(b"l", b"."), file(b"q")], [file(b"p"), whiteout(parent + b"/x"), opaque(parent)]]
+    assert diff(merged(stack), from_model(merge(stack))) == []
+    assert sorted(merged(stack)) == [b"", b"l", b"p", b"q"]
 
 
 @given(any_stacks(), st.randoms(use_true_random=False))

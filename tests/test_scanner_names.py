@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paralayer.errors import quote
+from paralayer.table import FILE, OPAQUE, WHITEOUT
+from paralayer.tar.names import classify, marker
 from scans import (
     GNU,
     V7,
@@ -252,6 +254,15 @@ def test_files_in_the_store_of_links_are_entries() -> None:
 
 
 TOO_LONG = "name has a component that is too long: got 256 bytes, want at most 255"
+
+
+@pytest.mark.parametrize("path", [b"x", b"d/x", b".x", b"d/..."])
+@pytest.mark.parametrize("kind", [WHITEOUT, OPAQUE])
+def test_marker_is_named_as_it_is_read(path: bytes, kind: int) -> None:
+    assert classify(marker(path, kind), FILE) == (path, kind)
+    assert classify(marker(b"", OPAQUE), FILE) == (b"", OPAQUE)
+
+
 CLIMBS = "name climbs above the root"
 REFUSED_NAMES = {
     "up": (b"..", f"..: {CLIMBS}"),

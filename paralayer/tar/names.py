@@ -53,6 +53,14 @@ def split(path: bytes) -> tuple[bytes, bytes]:
     return parent, name
 
 
+def marker(path: bytes, kind: int) -> bytes:
+    """Return the name of the whiteout or opaque marker that `classify` took for this path and kind."""
+    if kind == OPAQUE:
+        return path + b"/" + OPAQUE_MARKER if path else OPAQUE_MARKER
+    parent, name = split(path)
+    return (parent + b"/" if parent else b"") + WHITEOUT_PREFIX + name
+
+
 def classify(name: bytes, kind: int) -> tuple[bytes, int]:
     """Return (path, kind) of a name that is not plainly a path; kind -1 for names without effect."""
     path = normalise(name)
