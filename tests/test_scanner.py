@@ -128,7 +128,7 @@ def test_malformed_size_is_refused_before_it_is_followed(raw: bytes) -> None:
 
 def test_negative_size_of_what_has_no_data_is_refused() -> None:
     assert refusal(header(flag=b"5", size=b"\xff" * 12)).startswith("f: size: got -1")
-    assert refusal(pax((b"size", b"-1")), header(flag=b"5")).startswith("tar: PAX size: got -1")
+    assert refusal(pax((b"size", b"-1")), header(flag=b"5")).startswith("f: PAX size: got -1")
 
 
 PAX_NUMBERS = {
@@ -257,7 +257,7 @@ def test_what_has_no_data_has_none_whatever_the_size(flag: bytes) -> None:
     ids=lambda value: repr(value[:20]),
 )
 def test_malformed_pax_number_is_refused(key: bytes, value: bytes) -> None:
-    want = f"tar: PAX {key.decode()}: malformed "
+    want = f"f: PAX {key.decode()}: malformed "
     assert refusal(header(), pax((key, value)), header()).startswith(want)
     assert refusal(pax((key, value), (key, b"1")), header()).startswith(want), "also when another one follows"
     assert refusal(pax((key, value)), header(flag=b"5")).startswith(want)
@@ -280,7 +280,7 @@ def test_owner_out_of_range_is_refused(case: str, key: str) -> None:
         reason = refusal(header(), header(b"bad", flag, linkname=b"f", **{key: raw}), header())
         assert reason.startswith(f"bad: {key} out of range: got {got}")
     reason = refusal(header(), pax((key.encode(), value)), header(b"bad"), header())
-    assert reason.startswith((f"bad: {key} out of range: got {got}", f"tar: PAX {key}: got {got}"))
+    assert reason.startswith((f"bad: {key} out of range: got {got}", f"bad: PAX {key}: got {got}"))
 
 
 # Devices
@@ -410,7 +410,7 @@ def test_xattrs_of_an_earlier_pax_header_are_gone() -> None:
 
 REFUSED_XATTRS = {
     "more than 64 KiB": (b"user.a", bytes(65537), "f: xattr user.a: got 65537 bytes, want at most 65536"),
-    "without a name": (b"", b"1", "tar: xattr without a name"),
+    "without a name": (b"", b"1", "f: xattr without a name"),
     "with NUL in the name": (b"user.\0a", b"1", "tar: PAX record without a key"),
 }
 
@@ -419,6 +419,16 @@ REFUSED_XATTRS = {
 def test_xattr_is_refused(case: str) -> None:
     name, value, want = REFUSED_XATTRS[case]
     assert refusal(header(), pax((b"SCHILY.xattr." + name, value)), header()).startswith(want)
+
+
+def test_error_in_pax_records_names_the_entry_however_it_is_named() -> None:
+    bad, want = (b"uid", b"x"), "PAX uid: malformed number"
+    assert refusal(header(b"a"), pax(bad), header(b"b")).startswith(f"b: {want}")
+    assert refusal(pax(bad, (b"gid", b"x"), (b"path", b"p")), header()).startswith(f"p: {want}")
+    assert refusal(pax(bad), long_name(b"long\0"), header(magic=GNU)).startswith(f"long: {want}")
+    assert refusal(pax(bad), pax((b"path", b"p")), header()).startswith(f"p: {want}"), (
+        "replaced, not forgiven"
+    )
 
 
 def test_key_of_an_xattr_is_cut_in_the_message() -> None:

@@ -319,17 +319,17 @@ REFUSED_LINKS = {
         pax((b"linkpath", b"t/" * 32769)) + header(b"f", b"1"),
         "f: link target: name is too long",
     ),
-    "NUL in a PAX link": (pax((b"linkpath", b"a\0b")) + header(b"f", b"2"), "tar: PAX linkpath contains NUL"),
-    "NUL in a PAX link of a file": (pax((b"linkpath", b"a\0")) + header(), "tar: PAX linkpath contains NUL"),
-    "NUL in a PAX path": (pax((b"path", b"a\0b")) + header(), "tar: PAX path contains NUL"),
-    "NUL at the end of a PAX path": (pax((b"path", b"a\0")) + header(), "tar: PAX path contains NUL"),
+    "NUL in a PAX link": (pax((b"linkpath", b"a\0b")) + header(b"f", b"2"), "f: PAX linkpath contains NUL"),
+    "NUL in a PAX link of a file": (pax((b"linkpath", b"a\0")) + header(), "f: PAX linkpath contains NUL"),
+    "NUL in a PAX path": (pax((b"path", b"a\0b")) + header(), "f: PAX path contains NUL"),
+    "NUL at the end of a PAX path": (pax((b"path", b"a\0")) + header(), "f: PAX path contains NUL"),
     "NUL in an earlier PAX path": (
         pax((b"path", b"\0"), (b"path", b"a")) + header(),
-        "tar: PAX path contains NUL",
+        "a: PAX path contains NUL",
     ),
     "NUL in a PAX path, GNU name": (
         pax((b"path", b"a\0b")) + long_name(b"f\0") + header(),
-        "tar: PAX path contains NUL",
+        "f: PAX path contains NUL",
     ),
 }
 

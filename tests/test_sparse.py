@@ -326,7 +326,7 @@ def test_name_of_a_sparse_file() -> None:
     assert (whiteout.path, whiteout.kind) == (b"d/f", "whiteout")
     assert refusal(sparse_1_0(1000, name=b"../f"), member(b"x", data)).startswith("../f: name climbs")
     assert refusal(sparse_1_0(1000, name=b"a\0b"), member(b"x", data)).startswith(
-        "tar: PAX GNU.sparse.name contains NUL"
+        "x: PAX GNU.sparse.name contains NUL"
     )
 
 
@@ -381,8 +381,9 @@ BAD_RECORDS = {
         "sparse file of an unknown version",
     ),
     "no size": ([MAJOR, MINOR, COUNT, ONE], "sparse file without its real size"),
-    "nothing but a size": ([SIZE], "sparse file: malformed number"),
-    "no count": ([MAJOR, MINOR, SIZE, ONE], "sparse file: malformed number"),
+    "nothing but a size": ([SIZE], "sparse file without GNU.sparse.numblocks"),
+    "nothing but a real size": ([(b"GNU.sparse.realsize", b"9")], "sparse file without GNU.sparse.numblocks"),
+    "no count": ([MAJOR, MINOR, SIZE, ONE], "sparse file without GNU.sparse.numblocks"),
     "count too small": ([MAJOR, MINOR, SIZE, (COUNT[0], b"0"), ONE], "sparse map: wrong count of numbers"),
     "count too large": ([MAJOR, MINOR, SIZE, (COUNT[0], b"2"), ONE], "sparse map: wrong count of numbers"),
     "count far too large": ([SIZE, (COUNT[0], b"9" * 18), ONE], "sparse map: wrong count of numbers"),
@@ -436,9 +437,7 @@ def test_message_is_not_as_long_as_a_sparse_record(records: list[tuple[bytes, by
 @pytest.mark.parametrize("case", BAD_RECORDS)
 def test_malformed_sparse_records_are_refused(case: str) -> None:
     records, want = BAD_RECORDS[case]
-    assert (
-        refusal(pax(*records), member(b"f", DATA)).removeprefix("tar: ").removeprefix("f: ").startswith(want)
-    )
+    assert refusal(pax(*records), member(b"f", DATA)).startswith(f"f: {want}")
 
 
 BAD_MAPS = {

@@ -35,6 +35,7 @@ class Special:
     real_size: int | None = None
     extents: sparse.Extents | None = None
     data: int | None = None  # where the data begins, behind a sparse map
+    error: HeaderError | None = None  # the first in the records, to be told with the entry's name
 
 
 def apply_record(special: Special, key: bytes, value: bytes) -> None:

@@ -152,6 +152,8 @@ class Scanner:
         flag = block[header.TYPEFLAG : header.TYPEFLAG + 1]
         if flag in KINDS:
             self._entry = block, self._pending
+            if self._pending is not None and self._pending.error is not None:
+                raise self._pending.error
             self._add_entry(block, flag)
             return
         self.rows.extensions.append(block)
@@ -185,8 +187,12 @@ class Scanner:
             special = self._pending = Special()
             if before is not None:
                 special.long_path, special.long_linkname = before.long_path, before.long_linkname
+                special.error = before.error
             for key, value in pax.parse_records(payload):
-                apply_record(special, key, value)
+                try:
+                    apply_record(special, key, value)
+                except HeaderError as error:
+                    special.error = special.error or error
             return
         special = self._pending = before or Special()
         name = payload.split(b"\0", 1)[0] or None
@@ -266,8 +272,10 @@ class Scanner:
             raise HeaderError("sparse file without its real size")
         special.real_size = sparse.parse_size(real_size)
         if version != (b"1", b"0"):
+            if b"numblocks" not in records:
+                raise HeaderError("sparse file without GNU.sparse.numblocks")
             values = records[b"map"].split(b",") if b"map" in records else special.sparse_pairs
-            extents = sparse.parse_pax_map(values, records.get(b"numblocks", b""))
+            extents = sparse.parse_pax_map(values, records[b"numblocks"])
             self._append_sparse(block, special, begin, extents, size)
             return
         map_in_data = sparse.MapInData(size)
