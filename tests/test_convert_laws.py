@@ -314,6 +314,28 @@ def test_large_and_sparse_files_come_in_parts(tmp_path: Path, jobs: int, memory:
     assert {path: node.data for path, node in tree.items() if node.kind == "file"} == want
 
 
+@pytest.mark.parametrize("memory", [1, 2 * MIB, UNLIMITED])
+def test_a_tar_that_idle_workers_write_is_that_of_one(tmp_path: Path, memory: int) -> None:
+    """Files that take more than one job, more files than one job takes, and entries without data around them."""
+    layers = [
+        write_layer(
+            [
+                directory(b"a"),
+                symlink(b"a/first", b"x"),
+                file(b"a/large", NOISE * 3, mode=0o600),
+                *(file(b"a/%d" % number, NOISE[number : number + number % 700]) for number in range(4500)),
+                file(b"a/larger", NOISE * 2 + b"1"),
+                *(symlink(b"a/s%d" % number, b"x" * number) for number in range(1, 150)),
+            ]
+        ),
+        sparse_layer(b"d/sparse", [(4096, NOISE[:MIB]), (6 * MIB, NOISE[MIB : 2 * MIB])], 8 * MIB),
+        write_layer([file(b"a/7", NOISE), hardlink(b"z", b"a/7"), *(fifo(b"f%d" % n) for n in range(9))]),
+    ]
+    layout = write_image(str(tmp_path / "layout"), layers, compression=["zstd", "gzip", "none"])
+    with Engines() as engines:
+        assert flat(layout, engines, jobs=5, memory=memory) == flat(layout, engines)
+
+
 def sparse_layer(path: bytes, islands: Sequence[tuple[int, bytes]], size: int) -> bytes:
     """Return a layer with a file in GNU tar's PAX format 1.0: name and size in records, the map before the data."""
     numbers = [len(islands), *(number for offset, data in islands for number in (offset, len(data)))]

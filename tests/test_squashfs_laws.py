@@ -273,7 +273,7 @@ class Drive:
                 elif move == "decode":
                     self._decode()
                 elif move == "take" and placed:
-                    taken = self._sink.take(placed[0], self._stream, self._decoded)
+                    taken = self._sink.take(placed[0], self._stream, self._decoded, spare=False)
                     self._jobs += taken
                     self._unfinished += taken
                 elif self._jobs:

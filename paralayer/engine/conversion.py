@@ -443,7 +443,9 @@ class Conversion:
             if needs is not None and not reading.has(needs):
                 continue  # to be read again
             stream = reading.stream
-            for job in self._sink.take(placed, stream, stream.decoded if stream is not None else 0):
+            upto = stream.decoded if stream is not None else 0
+            spare = self._jobs > 1 and len(self._executor.idle) > len(self._packs)
+            for job in self._sink.take(placed, stream, upto, spare=spare):
                 reading.jobs.append(job)
                 self._packs.append((reading, job))
             if placed.needs is None:

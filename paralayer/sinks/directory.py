@@ -196,8 +196,9 @@ class DirectorySink:
         self.written += int(rows["size"].sum())
         return placed
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """See `Sink`."""
+        del spare
         assert isinstance(placed, _DirectoryBatch)
         jobs: list[_Part] = []
         start, size, begin, end = placed.index, 0, _NOWHERE, 0

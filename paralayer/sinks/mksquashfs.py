@@ -197,11 +197,11 @@ class MksquashfsSink:
                     want="4.6, or --engine paralayer",
                 )
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert self._tar is not None
         with self._telling_why():
-            return self._tar.take(placed, stream, upto)
+            return self._tar.take(placed, stream, upto, spare=spare)
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`; there are no jobs."""

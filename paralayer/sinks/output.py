@@ -109,6 +109,14 @@ def start_writeback(fd: int) -> None:
     ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
+def write_all(fd: int, data: bytes | bytearray, position: int = 0) -> None:
+    """Write all of `data` at `position`."""
+    with memoryview(data) as view:
+        at = 0
+        while at < len(view):
+            at += os.pwrite(fd, view[at:], position + at)
+
+
 def remove(path: str) -> None:
     """Remove a file, or a directory with everything in it, whatever its modes are. Nothing there is fine.
 

@@ -49,10 +49,10 @@ class Sink(Protocol):
     def place(self, batch: Batch) -> Placed:
         """Take the next batch in output order; what is stored of it stands in the order of the layer's stream."""
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """Take some of the data of a batch, as far as its layer is decoded: to `upto`.
 
-        The sink does it at once, or returns jobs. As long as `needs` moves, it is called again. Without data (`needs`
+        The sink does it at once, or returns jobs; there is a worker with nothing to do, if there is one to `spare`. As long as `needs` moves, it is called again. Without data (`needs`
         None) there is no stream.
         """
 

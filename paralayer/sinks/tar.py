@@ -5,25 +5,25 @@ written in whatever order data comes. The order of the entries suits tar readers
 each path once, hard links last. Entries of one directory can stand apart, since newest layers come first; readers that
 set a directory's time when they leave it (GNU tar without --delay-directory-restore) set it too early.
 
-Large extents are sent from the stream to a file by the kernel; small ones are read together into one buffer and
-written from there, with their headers, in one call. Holes of sparse files
-are holes of a file and zeros in a pipe.
+The merger writes it (`archive`). Workers that have nothing else to do take parts of a file: with more workers than
+layers, what the merger does by itself takes 0.4 s instead of 1.2 for 0.9 GB.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paralayer.engine.jobs import Finished, Job, Run
 from paralayer.errors import SinkError
-from paralayer.sinks.output import Output, start_writeback
-from paralayer.sinks.window import LARGE, Window, reach
+from paralayer.sinks.archive import ArchiveWriter, Entries, Extent
+from paralayer.sinks.output import Output, start_writeback, write_all
+from paralayer.sinks.window import LARGE
+from paralayer.stream import Slots, Stream
 from paralayer.table import FILE, HARDLINK, ROW
 from paralayer.tar.header import padding
 from paralayer.tar.writer import END, pack_headers, pack_links
@@ -32,44 +32,70 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paralayer.sinks.sink import Placed, SinkJob
-    from paralayer.stream import Stream
     from paralayer.survivors import Batch
 
 _TAKE_MAX = 8 << 20  # bytes of a stream taken in one call, some milliseconds: the engine has others to serve
-_PIECES_MAX = 1000  # of one writev; Linux takes 1024
-_ZEROS = bytes(1 << 16)
-_FLUSH = (
-    32 << 20
-)  # written bytes after which the kernel is told to begin, so that the last fsync finds little left
+_JOB_FILES = 2000  # with 24 bytes each, what a message holds
+_FLUSH = 32 << 20  # written bytes after which the kernel is told to begin: the last fsync finds little left
 
 
-@dataclass(slots=True)
-class _Extent:
-    """A part of a file's content: `stored` in the layer's stream, `hole` zeros before it."""
+@dataclass(frozen=True, slots=True)
+class WriteEntries:
+    """Job: write entries to their place. Descriptors: of the archive, of the batch's headers, of the arena.
 
-    hole: int
-    stored: int
-    length: int
+    `entries`, 64-bit integers for each: where its headers end, where its data begin in the stream, and how many they are.
+    Headers in between are those of entries without data. Nothing is written from `upto` of the stream on, nor `done` bytes
+    of the first one's data.
+    """
+
+    name: str
+    position: int
+    headers_begin: int
+    entries: bytes
+    done: int
+    upto: int
+    slots: Slots
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`."""
+        output, headers_fd, arena = fds
+        table = np.frombuffer(self.entries, "<i8").reshape(-1, 3)
+        offsets = np.concatenate(([0], table[:, 0] - self.headers_begin))
+        headers = os.pread(headers_fd, int(offsets[-1]), self.headers_begin)
+        data, stored = table[:, 1], table[:, 2]
+        entries = Entries.plan(self.position, headers, offsets, data, stored, stored, {}, self.done)
+        try:
+            fd = os.open(f"/proc/self/fd/{output}", os.O_WRONLY | os.O_CLOEXEC)  # with a position of its own
+            try:
+                ArchiveWriter(fd, seeks=True).write(entries, Stream(arena, self.slots), self.upto)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SinkError(self.name, error.strerror or "cannot be written") from None
+        yield Finished()
 
 
 @dataclass(slots=True, eq=False)
 class _TarBatch:
-    """A placed batch and how far it is written: the first `index` entries and `done` bytes of the next one's data."""
+    """A placed batch. `headers_fd` has its headers, for jobs, of which there are so many."""
 
     layer: int
     needs: int | None
     until: int
-    position: int  # in the archive, of what is written next
-    headers: bytes
-    header_offsets: list[int]
-    kinds: list[int]
-    data: list[int]
-    stored: list[int]
-    sizes: list[int]
-    reach: list[int]  # see `window`
-    sparse: dict[int, list[_Extent]]
-    index: int = 0
-    done: int = 0
+    entries: Entries
+    headers_fd: int = -1
+    jobs: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """See `SinkJob`."""
+
+    job: Job
+    layer: int
+    begin: int | None
+    fds: Sequence[int]
+    placed: _TarBatch
 
 
 class TarSink:
@@ -89,29 +115,27 @@ class TarSink:
         self.temporary = self._output.temporary if self._output is not None else None
         self.can_restart = self._output is not None
         self.ordered = not self.can_restart
-        # Pipes and sockets would get the pages themselves, which are written to again before somebody has read them.
-        self._sends = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._writer = ArchiveWriter(self._fd, seeks=self._output is not None)
+        self._open: set[int] = set()  # headers of batches
         self.lost: Counter[str] = Counter()
-        self._window = Window()
         self._begin()
 
     def _begin(self) -> None:
         self._end = 0  # of what is placed
-        self._at = 0  # file position
-        self._flushed = 0
+        self._dirty = 0  # bytes that the kernel was not told to write yet
         self._kept: list[Batch] = []  # hard links take their files' metadata from them
         self.written = 0
 
     def restart(self) -> None:
         """See `Sink`."""
+        self._close_headers()
         os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
         self._begin()
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """See `Sink`."""
         if explicit:
-            self.take(self.place(batch), None, 0)
+            self.take(self.place(batch), None, 0, spare=False)
 
     def place(self, batch: Batch) -> _TarBatch:
         """See `Sink`."""
@@ -119,48 +143,100 @@ class TarSink:
         headers, offsets = pack_headers(batch)
         has_data = (rows["kind"] == FILE) & (rows["stored"] > 0)
         ends = rows["data"] + rows["stored"]
-        small = np.flatnonzero(has_data & (rows["stored"] < LARGE))
-        reaches = np.zeros(len(rows), np.int64)
-        reaches[small] = reach(rows["data"][small], ends[small])
+        sparse = {index: _holes(batch, index) for index in np.flatnonzero(rows["sparse"] > 0).tolist()}
+        columns = (rows["data"], rows["stored"], rows["size"])
         placed = _TarBatch(
             layer=batch.layer,
             needs=int(rows["data"][has_data][0]) if has_data.any() else None,
             until=int(ends[has_data].max(initial=0)),
-            position=self._end,
-            headers=headers,
-            header_offsets=offsets.tolist(),
-            kinds=rows["kind"].tolist(),
-            data=rows["data"].tolist(),
-            stored=rows["stored"].tolist(),
-            sizes=rows["size"].tolist(),
-            reach=reaches.tolist(),
-            sparse={index: _holes(batch, index) for index in np.flatnonzero(rows["sparse"] > 0).tolist()},
+            entries=Entries.plan(self._end, headers, offsets, *columns, sparse),
         )
-        self._end += len(headers) + sum(size + padding(size) for size in placed.sizes if size)
+        self._end += len(headers) + sum(size + padding(size) for size in placed.entries.sizes if size)
         self._kept.append(batch)
         return placed
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """See `Sink`."""
         assert isinstance(placed, _TarBatch)
+        entries = placed.entries
         if placed.needs is not None:
             upto = min(upto, placed.needs + _TAKE_MAX)
+        before = entries.position
+        part = None
         try:
-            if self._output is not None and placed.position != self._at:
-                os.lseek(self._fd, placed.position, os.SEEK_SET)
-            self._at = placed.position
-            self._write(placed, stream, upto)
-            placed.position = self._at
-            if self._output is not None and self._at - self._flushed >= _FLUSH:
+            if spare and stream is not None and self._output is not None:
+                part = self._part(placed, stream, upto)
+            if part is None:
+                self._writer.write(entries, stream, upto)
+            placed.needs = entries.needs
+            self._dirty += entries.position - before
+            if self._output is not None and self._dirty >= _FLUSH:
                 start_writeback(self._fd)
-                self._flushed = self._at
+                self._dirty = 0
         except OSError as error:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
-        return ()
+        return [] if part is None else [part]
+
+    def _part(self, placed: _TarBatch, stream: Stream, upto: int) -> _Part | None:
+        """Leave what comes next to a job, as far as its data is there: whole files, or a part of a large one.
+
+        None where there is nothing, or a sparse file.
+        """
+        entries = placed.entries
+        first, index, done = entries.index, entries.index, 0
+        last = min([len(entries.data), *(sparse for sparse in entries.sparse if sparse >= first)])
+        files: list[int] = []
+        position = entries.position - entries.done
+        while index < last:
+            begin, stored = entries.data[index], entries.stored[index]
+            if stored:
+                if len(files) == _JOB_FILES:
+                    break
+                if begin + stored > upto:
+                    if stored >= LARGE and begin + (entries.done if index == first else 0) < upto:
+                        files.append(index)
+                        done = upto - begin
+                    break
+                files.append(index)
+                position += stored + padding(stored)
+            index += 1
+        if not files:
+            return None
+        offsets = entries.header_offsets
+        stop = index + 1 if done else index
+        position += done + offsets[stop] - offsets[first + 1 if entries.done else first]
+        rows = [(offsets[file + 1], entries.data[file], entries.stored[file]) for file in files]
+        if files[-1] + 1 < stop:
+            rows.append((offsets[stop], 0, 0))
+        begin = rows[0][1] + (entries.done if files[0] == first else 0)
+        job = WriteEntries(
+            self._name,
+            entries.position,
+            offsets[first],
+            np.array(rows, "<i8").tobytes(),
+            entries.done,
+            upto,
+            stream.slots(begin, min(upto, entries.data[files[-1]] + entries.stored[files[-1]])),
+        )
+        if placed.headers_fd < 0:
+            placed.headers_fd = os.memfd_create("headers", os.MFD_CLOEXEC)
+            self._open.add(placed.headers_fd)
+            write_all(placed.headers_fd, entries.headers)
+        entries.index, entries.done, entries.position = index, done, position
+        placed.jobs += 1
+        return _Part(job, placed.layer, begin, (self._fd, placed.headers_fd), placed)
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
-        """See `Sink`; there are no jobs."""
-        raise NotImplementedError
+        """See `Sink`."""
+        del result
+        assert isinstance(job, _Part)
+        job.begin = None
+        placed = job.placed
+        placed.jobs -= 1
+        if not placed.jobs and placed.needs is None and placed.headers_fd in self._open:
+            self._open.discard(placed.headers_fd)
+            os.close(placed.headers_fd)
+        return ()
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Sink`."""
@@ -204,147 +280,30 @@ class TarSink:
 
     def close(self) -> None:
         """Close the output."""
+        self._close_headers()
         os.close(self._fd)
+
+    def _close_headers(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
 
     def _append(self, data: bytes) -> None:
         try:
-            if self._output is not None and self._at != self._end:
-                os.lseek(self._fd, self._end, os.SEEK_SET)
-            self._at = self._end
-            self._put([data])
+            self._writer.seek(self._end)
+            self._writer.put([data])
         except OSError as error:
             raise SinkError(self._name, error.strerror or "cannot be written") from None
         self._end += len(data)
 
-    def _write(self, placed: _TarBatch, stream: Stream | None, upto: int) -> None:
-        """Write entries as far as their data is there, from where `placed` is."""
-        headers = memoryview(placed.headers)
-        offsets, data, stored, kinds = placed.header_offsets, placed.data, placed.stored, placed.kinds
-        window = self._window
-        window.forget()
-        pieces: list[bytes | memoryview] = []
-        first = placed.index  # headers from here on are not in `pieces` yet
-        index, count = placed.index, len(kinds)
-        while index < count:
-            if len(pieces) >= _PIECES_MAX:
-                self._put(pieces)
-                pieces = []
-            if kinds[index] != FILE or not (stored[index] or placed.sizes[index]):
-                index += 1
-                continue
-            length = stored[index]
-            begin = data[index]
-            if length < LARGE and index not in placed.sparse:
-                end = begin + length
-                if end > upto:
-                    break
-                assert stream is not None
-                if not window.has(begin, end):
-                    self._put(pieces)
-                    pieces = []
-                    window.fill(stream, begin, min(upto, placed.reach[index]))
-                pieces.append(headers[offsets[first] : offsets[index + 1]])
-                pieces.append(window.view(begin, end))
-                if length % 512:
-                    pieces.append(_ZEROS[: padding(length)])
-                index += 1
-                first = index
-                continue
-            if not placed.done:
-                if length and begin >= upto:
-                    break
-                pieces.append(headers[offsets[first] : offsets[index + 1]])
-            self._put(pieces)
-            pieces = []
-            first = index + 1
-            if not self._write_large(placed, index, stream, upto):
-                placed.index, placed.needs = index, begin + placed.done
-                return
-            placed.done = 0
-            index += 1
-        if first < index:
-            pieces.append(headers[offsets[first] : offsets[index]])
-        self._put(pieces)
-        placed.index = index
-        placed.needs = data[index] if index < count else None
 
-    def _write_large(self, placed: _TarBatch, index: int, stream: Stream | None, upto: int) -> bool:
-        """Write the data of one entry from `placed.done` on; return whether all of it is written."""
-        begin = placed.data[index]
-        extents = placed.sparse.get(index) or [_Extent(0, begin, placed.stored[index])]
-        for extent in extents:
-            end = extent.stored + extent.length
-            at, stop = begin + placed.done, min(end, upto)
-            if at >= end:
-                continue
-            if stop <= at:
-                return False
-            if at == extent.stored:
-                self._skip(extent.hole)
-            assert stream is not None
-            self._send(stream, at, stop)
-            placed.done = stop - begin
-            if stop < end:
-                return False
-        size = placed.sizes[index]
-        self._skip(size - sum(extent.hole + extent.length for extent in extents if extent.length))
-        self._put([_ZEROS[: padding(size)]])
-        return True
-
-    # To the output, at the file position
-
-    def _put(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Write all of the pieces."""
-        left = sum(map(len, pieces))
-        while left:
-            written = os.writev(self._fd, pieces)
-            self._at += written
-            left -= written
-            if left:
-                pieces = _after(pieces, written)
-
-    def _send(self, stream: Stream, begin: int, end: int) -> None:
-        """Send part of a stream."""
-        if self._sends:
-            try:
-                stream.send(self._fd, begin, end)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._sends = False  # the kernel does not send to a file that is opened for appending
-            else:
-                self._at += end - begin
-                return
-        for at in range(begin, end, Window.SIZE):
-            self._window.fill(stream, at, end)
-            self._put([self._window.view(at, min(at + Window.SIZE, end))])
-
-    def _skip(self, length: int) -> None:
-        """Write zeros, or nothing where the output is a file."""
-        if self._output is not None:
-            self._at = os.lseek(self._fd, length, os.SEEK_CUR)
-            return
-        while length > 0:
-            self._put([_ZEROS[:length]])
-            length -= min(length, len(_ZEROS))
-
-
-def _holes(batch: Batch, index: int) -> list[_Extent]:
+def _holes(batch: Batch, index: int) -> list[Extent]:
     """Return the extents of a sparse file with the holes before them."""
     extents = []
     at = 0
     stored = int(batch.rows["data"][index])
     for offset, length in batch.extents(index):
-        extents.append(_Extent(offset - at, stored, length))
+        extents.append(Extent(offset - at, stored, length))
         at = offset + length
         stored += length
     return extents
-
-
-def _after(pieces: Sequence[bytes | memoryview], written: int) -> list[bytes | memoryview]:
-    """Return what is left of pieces when so many bytes of them are written."""
-    for index, piece in enumerate(pieces):
-        if written < len(piece):
-            return [memoryview(piece)[written:], *pieces[index + 1 :]]
-        written -= len(piece)
-    return []

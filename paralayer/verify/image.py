@@ -110,8 +110,9 @@ class TreeSink:
             left=left,
         )
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """See `Sink`."""
+        del spare
         assert isinstance(placed, _TreeBatch)
         ready = []
         while placed.left and placed.left[-1].end <= upto:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralayer.engine.jobs import Finished
+from paralayer.sinks.output import write_all
 from paralayer.sinks.squashfs.data import DIGEST_SIZE, SIZE_MASK, PackFragments, Settings
 from paralayer.sinks.squashfs.inode import NO_FRAGMENT, Content
 from paralayer.stream import Slots
@@ -400,11 +401,3 @@ class Placement:
 def _close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes | bytearray, position: int = 0) -> None:
-    """Write all of `data` at `position`."""
-    with memoryview(data) as view:
-        at = 0
-        while at < len(view):
-            at += os.pwrite(fd, view[at:], position + at)

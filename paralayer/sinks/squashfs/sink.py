@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralayer.errors import SinkError, quote
-from paralayer.sinks.output import Output, start_writeback
+from paralayer.sinks.output import Output, start_writeback, write_all
 from paralayer.sinks.squashfs import superblock
 from paralayer.sinks.squashfs.compressor import Compressor
 from paralayer.sinks.squashfs.data import PackFiles, PackSparse, Settings
@@ -27,7 +27,6 @@ from paralayer.sinks.squashfs.placement import (
     FragmentGroup,
     Part,
     Placement,
-    write_all,
 )
 from paralayer.sinks.squashfs.records import ends_of
 from paralayer.sinks.squashfs.superblock import Flags, Superblock
@@ -144,8 +143,9 @@ class SquashfsSink:
         self._entries += len(batch.rows)
         return placed
 
-    def take(self, placed: Placed, stream: Stream | None, upto: int) -> Sequence[SinkJob]:
+    def take(self, placed: Placed, stream: Stream | None, upto: int, *, spare: bool) -> Sequence[SinkJob]:
         """See `Sink`."""
+        del spare
         assert isinstance(placed, _SquashfsBatch)
         if stream is None:
             return ()
