@@ -1,7 +1,7 @@
 """The decoded bytes of a layer, and where they are: in slots of one memfd, which all layers share.
 
 A worker writes a layer's stream forward and never reads it; everybody else reads and never writes. So no lock is needed:
-bytes are handed over by the message that announces them. A slot that was released is another layer's soon, since pages
+bytes are handed over by the message that announces them. A slot that was released is mostly another layer's soon: pages
 that are there, and in the caches, take what is written to them at a quarter of the CPU of fresh ones (800 MB in chunks:
 0.15 s against 0.6). So nothing may read a part of a stream that has been released.
 """

@@ -88,6 +88,18 @@ def test_a_window_through_a_long_stream_uses_the_same_memory(arena: Arena) -> No
     assert not arena.used
 
 
+def test_little_of_what_is_free_stays_in_memory(arena: Arena) -> None:
+    streams = [filled(arena, bytes([n]) * MIB) for n in range(6)]
+    assert arena.present == 6 * MIB
+    for stream in streams[::2]:
+        stream.close()
+    assert arena.present <= 3 * MIB + arena.total // 8
+    for n in (1, 3, 5):
+        assert read(streams[n], 0, MIB) == bytes([n]) * MIB
+    again = filled(arena, b"x" * 2 * MIB)
+    assert read(again, 0, 2 * MIB) == b"x" * 2 * MIB
+
+
 def test_an_essential_stream_gets_one_grant_more_than_there_is(arena: Arena) -> None:
     other, stream = LayerStream(arena), LayerStream(arena)
     while other.grant(essential=False):

@@ -7,11 +7,17 @@ dropped and read a second time, never what comes out.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from paralayer.errors import SinkError
+from paralayer.growing import punch
 from paralayer.stream import Slots, Stream
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
+_KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
 _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
 
@@ -30,6 +36,8 @@ class Arena:
         self.fd = os.memfd_create("arena", os.MFD_CLOEXEC)
         self._count = 0  # of slots
         self._free: list[int] = []  # the one that was used last is last: its pages are in the caches
+        self._kept = total // _KEPT // self.slot  # of these
+        self._empty: list[int] = []  # free ones without pages
 
     @property
     def present(self) -> int:
@@ -39,27 +47,44 @@ class Arena:
     def take(self) -> list[int]:
         """Return the slots of one grant."""
         count = self.unit // self.slot
-        missing = count - len(self._free)
+        missing = count - len(self._free) - len(self._empty)
         if missing > 0:
             try:
                 os.ftruncate(self.fd, (self._count + missing) * self.slot)
             except OSError as error:
                 raise SinkError("memory", f"a memfd cannot grow: {error.strerror}") from None
-            self._free[:0] = reversed(range(self._count, self._count + missing))
+            self._empty += reversed(range(self._count, self._count + missing))
             self._count += missing
         self.used += self.unit
-        taken = self._free[-count:]
-        del self._free[-count:]
-        return taken[::-1]
+        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        return taken + [self._empty.pop() for _ in range(count - len(taken))]
 
     def free(self, numbers: list[int]) -> None:
         """Take slots back, in the order in which they were written."""
         self.used -= len(numbers) * self.slot
         self._free += numbers
+        if len(self._free) > 2 * self._kept:
+            cold = self._free[: -self._kept or None]
+            del self._free[: len(cold)]
+            self._empty += cold
+            for first, last in _runs(sorted(cold)):
+                try:
+                    punch(self.fd, first * self.slot, (last + 1 - first) * self.slot)
+                except OSError as error:
+                    raise SinkError("memory", f"a memfd cannot be released: {error.strerror}") from None
 
     def close(self) -> None:
         """Free the memory."""
         os.close(self.fd)
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of numbers that follow one another."""
+    first = 0
+    for index, number in enumerate(numbers):
+        if index + 1 == len(numbers) or numbers[index + 1] != number + 1:
+            yield numbers[first], number
+            first = index + 1
 
 
 class LayerStream(Stream):

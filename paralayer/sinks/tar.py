@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _TAKE_MAX = 8 << 20  # bytes of a stream taken in one call, some milliseconds: the engine has others to serve
 _JOB_FILES = 2000  # with 24 bytes each, what a message holds
+_SHARED_HEADERS = 16 << 20  # bytes; jobs have them from a copy
 _FLUSH = 32 << 20  # written bytes after which the kernel is told to begin: the last fsync finds little left
 
 
@@ -164,7 +165,12 @@ class TarSink:
         before = entries.position
         part = None
         try:
-            if spare and stream is not None and self._output is not None:
+            if (
+                spare
+                and stream is not None
+                and self._output is not None
+                and len(entries.headers) <= _SHARED_HEADERS
+            ):
                 part = self._part(placed, stream, upto)
             if part is None:
                 self._writer.write(entries, stream, upto)
