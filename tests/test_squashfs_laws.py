@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-SOME = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 @contextmanager

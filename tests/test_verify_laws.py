@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from paralayer.verify.tree import Kind
 
 NAMES = ("a side", "b side")
-SOME = settings(max_examples=200)
-FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=100)
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 paths = st.lists(st.sampled_from([b"a", b"b", b"\xff"]), min_size=1, max_size=3).map(b"/".join)
 kinds: st.SearchStrategy[Kind] = st.sampled_from(
