@@ -99,12 +99,13 @@ class LayerStream(Stream):
     def grant(self, *, essential: bool) -> list[int] | None:
         """Grow by one grant, if there is room; return its slots.
 
-        An essential stream, whose bytes are released as they come, always has room for one grant; it would wait for
-        ever otherwise.
+        An essential stream, whose bytes are released as they come, always has room for one grant, which the others leave:
+        it would wait for ever otherwise.
         """
         arena = self._arena
         held = self.granted - self.released
-        if arena.used + arena.unit > arena.total and not (essential and held < arena.unit):
+        room = arena.total - (0 if essential else arena.unit)
+        if arena.used + arena.unit > room and not (essential and held < arena.unit):
             return None
         numbers = arena.take()
         self.add(numbers)
