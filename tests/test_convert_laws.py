@@ -420,7 +420,7 @@ def clamped(node: Node, newest: int) -> Node:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("memory", ["1", "1G"])
+@pytest.mark.parametrize("memory", ["1", "16M", "1G"])
 def test_standard_output_is_as_the_file(tmp_path: Path, jobs: int, memory: str) -> None:
     stack = [
         [

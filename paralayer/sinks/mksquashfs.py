@@ -154,7 +154,7 @@ class MksquashfsSink:
 
     def restart(self) -> None:
         """See `Sink`; what mksquashfs has read it has read."""
-        raise NotImplementedError
+        raise AssertionError("what is in a pipe cannot be taken back")
 
     def root(self, batch: Batch, *, explicit: bool) -> None:
         """See `Sink`."""
@@ -205,7 +205,7 @@ class MksquashfsSink:
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`; there are no jobs."""
-        raise NotImplementedError
+        raise AssertionError("there are no jobs")
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Sink`."""
