@@ -205,7 +205,7 @@ class MksquashfsSink:
 
     def finished(self, job: SinkJob, result: Any) -> Sequence[SinkJob]:
         """See `Sink`; there are no jobs."""
-        raise AssertionError("there are no jobs")
+        raise AssertionError("there are no jobs", job, result)
 
     def links(self, links: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Sink`."""
