@@ -22,11 +22,11 @@ cannot forget, every layer is indexed before the first byte is written.
 from __future__ import annotations
 
 import os
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paralayer.changeset import Entries
+from paralayer.engine.delivery import Delivery
 from paralayer.engine.hiding import HidingPaths
 from paralayer.engine.jobs import (
     BytesWanted,
@@ -44,7 +44,6 @@ from paralayer.engine.reading import Reading
 from paralayer.engine.root import Root
 from paralayer.errors import ImageError
 from paralayer.overlay import Overlay, Survivors
-from paralayer.survivors import Rules, gather
 from paralayer.table import Table
 
 if TYPE_CHECKING:
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
 
     from paralayer.engine.arrivals import Arrivals
     from paralayer.engine.serial import Executor
-    from paralayer.sinks.sink import Placed, Sink, SinkJob
+    from paralayer.sinks.sink import Sink
+    from paralayer.survivors import Rules
 
 
 # A batch costs about a millisecond whatever its size; these make it a few percent of decoding.
@@ -93,13 +93,11 @@ class Conversion:
         self._sink = sink
         self._executor = executor
         self._arena = Arena(memory, jobs)
-        self._rules = rules
         self._jobs = jobs
         self._check = check
         self._check_diff_ids = check_diff_ids
         self._early = early and sink.can_restart
         self._observe = observe
-        self._finished = finished
         self._overlay = Overlay(arrivals.count)
         self._hiding = HidingPaths()
         self._tables: list[Table | None] = [None] * arrivals.count
@@ -114,10 +112,8 @@ class Conversion:
         ] = []  # until the root is known; whether they complete their layer
         beginnings = Beginnings(arrivals, self._readings)
         self._root = Root(sink, self._overlay, beginnings, self._tables, rules, early=self._early)
-        self._order: deque[Placed] = deque()  # ordered sinks: batches in output order
-        self._due: dict[int, None] = {}  # layers, in this order, of whose data there may be some to take
-        self._packs: deque[tuple[Reading, SinkJob]] = deque()
-        self._packing: dict[int, tuple[Reading, SinkJob]] = {}  # by job
+        self._delivery = Delivery(sink, self._readings, self._tables, rules, finished)
+        self._emptying: set[int] = set()  # jobs
 
     def run(self) -> Counts:
         """Do it; the sink is complete but for its commit."""
@@ -131,16 +127,18 @@ class Conversion:
                 self._unblock()
                 if self._is_stuck() and self._guess_root():
                     continue
+                delivery = self._delivery
                 if len(self._readings) == self._arrivals.count and not (
-                    self._waiting or self._decoding or self._packing or self._due
+                    self._waiting or self._decoding or delivery.packing or delivery.due or self._emptying
                 ):
                     break
                 # Workers first: each that waits for its next job or for memory is a core that does nothing.
-                came = self._executor.wait(block=not self._due)
+                came = self._executor.wait(block=not self._delivery.due)
                 if came is not None:
                     self._handle(*came)
-                elif self._due:
-                    self._take_some()
+                elif self._delivery.due:
+                    idle = len(self._executor.idle) - len(self._delivery.packs)
+                    self._delivery.take_some(spare=self._jobs > 1 and idle > 0)
         except ImageError:
             if self._arrivals.error is not None:  # it made the layers that arrive end early
                 raise self._arrivals.error from None
@@ -148,7 +146,7 @@ class Conversion:
         finally:
             self._executor.wake_by(None)
             for reading in self._readings.values():
-                self._close_stream(reading)
+                reading.close_stream()
                 self._leave_blob(reading)
                 if reading.table_fd is not None:
                     os.close(reading.table_fd)
@@ -159,7 +157,7 @@ class Conversion:
         assert self._overlay.done
         self._root.finish()
         assert not any(reading.placed for reading in self._readings.values())
-        self.counts.survivors += len(self._overlay.links)
+        self.counts.survivors = self._delivery.survivors + len(self._overlay.links)
         self._sink.links(self._overlay.links)
         return self.counts
 
@@ -184,12 +182,13 @@ class Conversion:
     # Jobs out
 
     def _schedule(self) -> None:
+        delivery = self._delivery
         # Whoever waits for memory packs in the meantime; that is where memory comes from.
         for worker in sorted(self._executor.idle):
-            if self._packs:
-                reading, job = self._packs.popleft()
+            if delivery.packs:
+                job = delivery.packs.popleft()
                 number = self._executor.submit(worker, job.job, [*job.fds, self._arena.fd])
-                self._packing[number] = reading, job
+                delivery.packing[number] = job
             elif worker in {self._workers[job] for job in self._blocked}:
                 if self._overlay.turn in self._waiting:  # the frontier frees what the others wait for
                     self._waiting.remove(self._overlay.turn)
@@ -198,23 +197,13 @@ class Conversion:
                 layer = next_layer(self._waiting, self._arrivals.sizes, self._jobs)
                 self._waiting.remove(layer)
                 self._read(worker, self._readings[layer])
-            elif not self._due and (dropped := self._next_dropped()) is not None:
+            elif not delivery.due and (dropped := delivery.next_dropped()) is not None:
                 self._read_again(worker, dropped)
+            elif self._overlay.done and (emptying := self._arena.give_up()):
+                # What is left is written by this process; freeing memory at the end would take it a tenth of a second.
+                self._emptying.add(self._executor.submit(worker, emptying, [self._arena.fd]))
             else:
                 break
-
-    def _pack_finished(self, job: SinkJob, event: Finished) -> None:
-        more = self._sink.finished(job, event.result)
-        for following in reversed(more):
-            reading = self._readings[following.layer]
-            reading.jobs.append(following)
-            self._packs.appendleft((reading, following))
-        if self._order:
-            self._take(self._readings[self._order[0].layer])  # the sink may have had enough until now
-        for reading in self._readings.values():
-            if reading.jobs:
-                reading.jobs = [unfinished for unfinished in reading.jobs if unfinished.begin is not None]
-                self._release(reading)
 
     def _read(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
@@ -246,7 +235,7 @@ class Conversion:
             reading.blob,
             stream.slots(0, stream.granted),
             identity=reading.identity,
-            until=max(placed.until for placed in self._served(reading)),
+            until=self._delivery.end_of_need(reading),
         )
         self._start(worker, reading, job, [self._arena.fd])
 
@@ -265,31 +254,22 @@ class Conversion:
         self._workers[number] = worker
         self._decoding[number] = reading
 
-    def _next_dropped(self) -> Reading | None:
-        """Return the next layer that must be read again, and can be."""
-        for _, reading in sorted(self._readings.items(), reverse=True):
-            if reading.job is not None or not self._takers(reading):
-                continue
-            if reading.window and not reading.jobs and not self._packing:
-                self._close_stream(reading)  # it ended short of what is needed now, and that is not coming
-            if reading.stream is None:
-                return reading
-        return None
-
     # Events in
 
     def _handle(self, job: int, event: Event) -> None:
-        if job in self._packing:
-            _, pack = self._packing.pop(job)
+        if job in self._emptying:
+            self._emptying.remove(job)
+            return
+        if job in self._delivery.packing:
             assert isinstance(event, Finished)
-            self._pack_finished(pack, event)
+            self._delivery.pack_finished(self._delivery.packing.pop(job), event)
             return
         reading = self._decoding[job]
         if isinstance(event, Finished):
             del self._decoding[job], self._workers[job]
             reading.job = None
             self._leave_blob(reading)
-            self._release(reading)
+            self._delivery.release(reading)
             return
         if reading.growing is not None:
             reading.growing.consume(event.read)
@@ -307,7 +287,7 @@ class Conversion:
             )  # else what comes is not resolved before its end
             self._flow(reading, now=isinstance(event, Waiting))
         if reading.window:
-            self._take(reading)
+            self._delivery.take(reading)
         if isinstance(event, MemoryWanted):
             self._blocked[job] = reading
         elif isinstance(event, BytesWanted):
@@ -353,7 +333,7 @@ class Conversion:
         self._held.extend((survivors, True) for survivors in self._overlay.resolve())
         self._root.check()
         if (self._held or self._overlay.done) and self._root.is_settled():
-            self._place()
+            self._deliver()
         if not self._overlay.done and self._overlay.turn in self._readings:
             self._flow(self._readings[self._overlay.turn], now=True)
 
@@ -374,9 +354,13 @@ class Conversion:
         kinds, parents = table.rows["kind"].tolist(), table.rows["parent"].tolist()
         self._held.append((self._overlay.advance(table.paths(), kinds, parents), False))
         if self._root.is_settled():
-            reading.window = self._is_served_next(reading)
-            self._place()
-            self._take(reading)
+            reading.window = self._delivery.is_served_next(reading)
+            self._deliver()
+            self._delivery.take(reading)
+
+    def _deliver(self) -> None:
+        held, self._held = self._held, []
+        self._delivery.place(held)
 
     def _guess_root(self) -> bool:
         """Let output start without looking at all layers; say whether that changes anything."""
@@ -384,100 +368,6 @@ class Conversion:
             return False
         self._resolve()
         return True
-
-    def _place(self) -> None:
-        """Give the sink the survivors that are known, and their data as far as it is there."""
-        held, self._held = self._held, []
-        touched = []
-        for survivors, complete in held:
-            reading = self._readings[survivors.layer]
-            reading.resolved = complete
-            touched.append(reading)
-            if survivors.paths:
-                reading.stale = reading.stale or (survivors.moved and not reading.whole)
-                self.counts.survivors += len(survivors.paths)
-                for batch in gather(survivors, self._tables, self._rules).ascending():
-                    placed = self._sink.place(batch)
-                    reading.placed.append(placed)
-                    self._order.append(placed)
-        for reading in touched:
-            self._take(reading)
-
-    def _takers(self, reading: Reading) -> list[Placed]:
-        """Return the batches of a layer whose data can be taken now."""
-        if self._sink.ordered:
-            return [self._order[0]] if self._order and self._order[0] in reading.placed else []
-        return reading.placed
-
-    def _served(self, reading: Reading) -> list[Placed]:
-        """Return the batches of a layer that get their data while it passes through a window once."""
-        if not self._sink.ordered:
-            return reading.placed
-        served: list[Placed] = []
-        for placed in reading.placed:
-            if placed.needs is not None:
-                if served and placed.needs < served[-1].until:
-                    break
-                served.append(placed)
-        return served
-
-    def _is_served_next(self, frontier: Reading) -> bool:
-        """Say whether everything before the frontier can be taken without reading any layer again."""
-        return not self._sink.ordered or all(
-            placed.needs is None
-            or placed.layer == frontier.layer.index
-            or self._readings[placed.layer].has(placed.needs)
-            for placed in self._order
-        )
-
-    def _take(self, reading: Reading) -> None:
-        """Let the sink take what is there of a layer's data, soon."""
-        self._due[reading.layer.index] = None
-
-    def _take_some(self) -> None:
-        """Let the sink take some of the data that is due."""
-        reading = self._readings[next(iter(self._due))]
-        del self._due[reading.layer.index]
-        for placed in list(self._takers(reading)):
-            needs = placed.needs
-            if needs is not None and not reading.has(needs):
-                continue  # to be read again
-            stream = reading.stream
-            upto = stream.decoded if stream is not None else 0
-            spare = self._jobs > 1 and len(self._executor.idle) > len(self._packs)
-            for job in self._sink.take(placed, stream, upto, spare=spare):
-                reading.jobs.append(job)
-                self._packs.append((reading, job))
-            if placed.needs is None:
-                reading.placed.remove(placed)
-                self._order.remove(placed)
-                if self._sink.ordered and self._order:
-                    self._take(self._readings[self._order[0].layer])
-            elif placed.needs != needs:
-                self._take(reading)  # there may be more
-        self._release(reading)
-
-    def _release(self, reading: Reading) -> None:
-        """Free what nobody needs any more of a layer's decoded bytes, and let decoders go on that wait for memory."""
-        stream = reading.stream
-        idle = reading.job is None and not reading.jobs and reading.layer.index not in self._due
-        if reading.resolved and idle and not reading.placed and not reading.finished:
-            reading.finished = True
-            self._finished(reading.layer.index)
-        if stream is not None and (reading.resolved or reading.window):
-            served = self._served(reading) if reading.window else reading.placed
-            needed = [placed.needs for placed in served if placed.needs is not None]
-            needed = [needs for needs in needed if reading.has(needs)]  # others need a second reading
-            # What a window has not had when it ends is read again.
-            if idle and not any(needs < stream.decoded or not reading.window for needs in needed):
-                self._close_stream(reading)
-            else:
-                bounds = needed + [job.begin for job in reading.jobs if job.begin is not None]
-                if reading.table_fd is not None:
-                    bounds.append(
-                        reading.flowed_bytes
-                    )  # data of entries that are not resolved yet comes behind
-                stream.release(min([*bounds, stream.decoded]))
 
     def _unblock(self) -> None:
         """Answer decoders that wait for memory, as far as there is some by now or none is to be expected."""
@@ -489,23 +379,25 @@ class Conversion:
             elif (
                 reading.window
                 or reading.jobs
-                or self._due
-                or self._packs
-                or self._packing
+                or self._delivery.due
+                or self._delivery.packs
+                or self._delivery.packing
                 or (reading.grows and self._is_frontier_on_its_way())
             ):
                 continue
             elif self._guess_root():
                 return
             else:
-                self._close_stream(reading)
+                reading.close_stream()
                 self._executor.answer(job, None)
             del self._blocked[job]
 
     def _is_stuck(self) -> bool:
         """Say whether nothing goes on before something arrives."""
         return not (
-            self._due or self._packing or self._decoding.keys() - self._blocked.keys() - self._starved.keys()
+            self._delivery.due
+            or self._delivery.packing
+            or self._decoding.keys() - self._blocked.keys() - self._starved.keys()
         )
 
     def _is_frontier_on_its_way(self) -> bool:
@@ -518,11 +410,6 @@ class Conversion:
             or frontier.layer.index in self._waiting
             or (frontier.job is not None and frontier.job not in self._blocked)
         )
-
-    def _close_stream(self, reading: Reading) -> None:
-        if reading.stream is not None:
-            reading.stream.close()
-            reading.stream = None
 
     def _leave_blob(self, reading: Reading) -> None:
         if reading.growing is not None:

@@ -7,14 +7,18 @@ dropped and read a second time, never what comes out.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paralayer.engine.jobs import Finished
 from paralayer.errors import SinkError
 from paralayer.growing import punch
 from paralayer.stream import Slots, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from paralayer.engine.jobs import Run
 
 _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
 _KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
@@ -67,15 +71,39 @@ class Arena:
             cold = self._free[: -self._kept or None]
             del self._free[: len(cold)]
             self._empty += cold
-            for first, last in _runs(sorted(cold)):
-                try:
-                    punch(self.fd, first * self.slot, (last + 1 - first) * self.slot)
-                except OSError as error:
-                    raise SinkError("memory", f"a memfd cannot be released: {error.strerror}") from None
+            _empty(self.fd, self.slot, cold)
+
+    def give_up(self) -> Empty | None:
+        """Return a job that frees the pages of free slots, if there are many, for when hardly any will be taken."""
+        if len(self._free) * self.slot < self.unit:
+            return None
+        numbers, self._free = self._free, []
+        return Empty(self.slot, numbers)
 
     def close(self) -> None:
         """Free the memory."""
         os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """Job: free the pages of slots that nobody uses any more. Descriptor: of the arena."""
+
+    slot: int
+    numbers: list[int]
+
+    def run(self, fds: Sequence[int]) -> Run:
+        """See `Job`."""
+        _empty(fds[0], self.slot, self.numbers)
+        yield Finished()
+
+
+def _empty(fd: int, slot: int, numbers: list[int]) -> None:
+    for first, last in _runs(sorted(numbers)):
+        try:
+            punch(fd, first * slot, (last + 1 - first) * slot)
+        except OSError as error:
+            raise SinkError("memory", f"a memfd cannot be released: {error.strerror}") from None
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

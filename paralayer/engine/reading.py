@@ -65,3 +65,9 @@ class Reading:
     def has(self, offset: int) -> bool:
         """Say whether the stream has, or will have, what is from there on."""
         return self.stream is not None and offset >= self.stream.released and not self.stale
+
+    def close_stream(self) -> None:
+        """Drop what there is of the stream."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
