@@ -1,7 +1,7 @@
 """What holds for every test: nothing is left behind, and what CI installs is never skipped.
 
 ``@pytest.mark.requires("umoci", "root")`` skips a test where a command, root, or the kernel's overlayfs
-(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead.
+(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead. ``--share 1/2`` runs every second test, ``--share 2/2`` the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
 IN_CI = os.environ.get("CI") == "true"
 
 hypothesis.settings.register_profile("default", derandomize=True, max_examples=200, deadline=None)
-hypothesis.settings.register_profile("ci", derandomize=True, max_examples=1000, deadline=None)
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=300, deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(*tools): commands, 'root' or 'overlay' that the test needs")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", metavar="N/M", default="1/1", help="run only every Mth test, from the Nth on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, shares = map(int, config.getoption("share").split("/"))
+    mine = items[number - 1 :: shares]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
+    items[:] = mine
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

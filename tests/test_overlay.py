@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images import write_layer
@@ -143,6 +143,7 @@ def test_whiteout_below_its_own_layers_file_is_skipped_however_it_is_spelled(par
     assert sorted(merged(stack)) == [b"", b"l", b"p", b"q"]
 
 
+@settings(max_examples=1000)  # the law that all else stands on
 @given(any_stacks(), st.randoms(use_true_random=False))
 def test_merge_equals_applying_the_layers_oldest_first(stack: list[list[Entry]], random: object) -> None:
     order = list(range(len(stack)))
