@@ -28,7 +28,6 @@ from paralayer.errors import (
 from paralayer.image import Image, Layer, Platform, open_image
 from paralayer.progress import PackerProgress
 from paralayer.spec import ImageSpec
-from paralayer.verify import Difference, VerifyProgress, VerifyReport, verify
 
 if TYPE_CHECKING:
     from paralayer.streaming import (
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         convert_squashfs_streaming,
         convert_tar_streaming,
     )
+    from paralayer.verification import Difference, VerifyProgress, VerifyReport, verify
 
 __all__ = [
     "ConversionResult",
@@ -79,7 +79,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Streaming needs asyncio, which takes as long to load as all the rest; few programs use it.
+    # What a conversion does not need; streaming's asyncio alone takes as long to load as all the rest.
+    if name in {"Difference", "VerifyProgress", "VerifyReport", "verify"}:
+        from paralayer import verification
+
+        return getattr(verification, name)
     if name in __all__:
         from paralayer import streaming
 

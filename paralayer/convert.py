@@ -7,7 +7,6 @@ import signal
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from paralayer.sinks.mksquashfs import Mksquashfs
     from paralayer.sinks.sink import Sink
     from paralayer.spec import Format
-    from paralayer.verify import Difference
+    from paralayer.verification import Difference
 
 _LATEST = (1 << 32) - 1  # seconds since the epoch that a squashfs can hold
 
@@ -243,7 +242,7 @@ def _verify(image: Image, spec: ImageSpec, sink: Sink, **options: Any) -> None:
     """Compare the output with the image; SinkError if they are different."""
     from paralayer.sinks.making import DEVICES, OWNERS, XATTRS
     from paralayer.sinks.mksquashfs import ROOT_XATTRS
-    from paralayer.verify import verify as compare
+    from paralayer.verification import verify as compare
 
     prefix = {"directory": "dir"}.get(spec.format, spec.format)
     # What the output could not get is in a warning already.
@@ -351,6 +350,8 @@ def _open_squashfs(
 
 def _parse_created(text: str | None) -> int:
     """Return when an image was made, 0 if it does not say so in a way that a squashfs can hold."""
+    from datetime import UTC, datetime
+
     try:
         created = datetime.fromisoformat(text or "")
     except ValueError:

@@ -14,7 +14,7 @@ from paralayer.progress import PackerProgress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paralayer.verify import VerifyProgress
+    from paralayer.verification import VerifyProgress
 
 _REFRESH_SECONDS = 0.1
 _BAR = 24

@@ -17,7 +17,7 @@ LAYERS = [
     ["paralayer.streaming"],
     ["paralayer.convert", "paralayer.display"],
     ["paralayer.progress", "paralayer.spec"],
-    ["paralayer.verify"],
+    ["paralayer.verification"],
     ["paralayer.fetching", "paralayer.downloading"],
     [
         "paralayer.engine.attempts",

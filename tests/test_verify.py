@@ -18,7 +18,7 @@ import paralayer
 from images import run, write_image
 from model import directory, file, hardlink, symlink, whiteout
 from paralayer.errors import DigestError, ImageError, quote
-from paralayer.verify import VerifyProgress, VerifyReport, verify
+from paralayer.verification import VerifyProgress, VerifyReport, verify
 from verify_trees import (
     MIB,
     NOISE,

@@ -16,11 +16,11 @@ import paralayer
 from images import write_file, write_image, write_layer
 from model import Entry, merge
 from paralayer.engine.serial import Serial
-from paralayer.verify import verify
-from paralayer.verify.compare import compare
-from paralayer.verify.hashing import gather, plan
-from paralayer.verify.tree import PART, Node, Tree
-from paralayer.verify.work import work
+from paralayer.verification import verify
+from paralayer.verification.compare import compare
+from paralayer.verification.hashing import gather, plan
+from paralayer.verification.tree import PART, Node, Tree
+from paralayer.verification.work import work
 from strategies import valid_stacks
 from trees import from_model
 from verify_trees import entries_of
@@ -28,7 +28,7 @@ from verify_trees import entries_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paralayer.verify.tree import Kind
+    from paralayer.verification.tree import Kind
 
 NAMES = ("a side", "b side")
 SOME = settings(max_examples=100)

@@ -32,9 +32,9 @@ from images import (
 )
 from model import directory, file, hardlink
 from paralayer.errors import ImageError
-from paralayer.verify import verify
-from paralayer.verify.mount import _squashfuse, mounted
-from paralayer.verify.squashfs import _Image, _Lz4, _Xz, _Zlib, _Zstd
+from paralayer.verification import verify
+from paralayer.verification.mount import _squashfuse, mounted
+from paralayer.verification.squashfs_reader import SquashfsReader, _Lz4, _Xz, _Zlib, _Zstd
 from processes import finish, running, wait_for
 from test_verify import assert_same
 from verify_trees import MIB, NOISE, gnu_tar_of, make_tree, squashfs_of
@@ -248,7 +248,7 @@ def test_an_inode_number_that_is_used_twice_is_refused(tmp_path: Path) -> None:
         read(squashfs_of(str(top), str(tmp_path / "bad"), "-noI", "-no-exports", "-no-xattrs"))
     )
     fd = os.open(tmp_path / "bad", os.O_RDONLY)
-    image = _Image(fd)
+    image = SquashfsReader(fd)
     image.read_tables()
     root = image.sblk.root_inode
     places = {
@@ -365,7 +365,7 @@ def test_squashfs_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
 
 HOLDS_A_MOUNT = """
 import sys
-from paralayer.verify.mount import mounted
+from paralayer.verification.mount import mounted
 import os
 with mounted(sys.argv[1], "there") as point:
     print(sorted(os.listdir(point)), flush=True)
@@ -406,9 +406,9 @@ for module in pkgutil.walk_packages(paralayer.__path__, "paralayer."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-from paralayer.verify import verify
-from paralayer.verify.mount import _squashfuse
-from paralayer.verify.squashfs import _Image, _Lz4, _Xz, _Zlib, _Zstd
+from paralayer.verification import verify
+from paralayer.verification.mount import _squashfuse
+from paralayer.verification.squashfs_reader import SquashfsReader, _Lz4, _Xz, _Zlib, _Zstd
 try:
     print(json.dumps(verify(sys.argv[1], sys.argv[2], mount=True, ignore=sys.argv[3:]).as_dict()))
 except Exception as error:

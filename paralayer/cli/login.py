@@ -24,11 +24,12 @@ def login_command(registry: str, *, username: str | None, password_stdin: bool, 
     Example:
       pass show registry | paralayer login -u me --password-stdin registry.example.org
     """
+    from paralayer.registry.access import Access
     from paralayer.registry.client import check_login
     from paralayer.registry.credentials import Credentials, store
     from paralayer.registry.reference import parse_host
 
-    host, reach = parse_host(registry, "login"), access(**reached)
+    host, reach = parse_host(registry, "login"), access(**reached) or Access()
     if password_stdin:
         if username is None:
             raise click.UsageError("--password-stdin needs --username")

@@ -113,8 +113,10 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def access(
     *, connections: int | None, mirrors: tuple[str, ...], insecure_http: tuple[str, ...], ca_file: str | None
-) -> Access:
-    """Return what `access_options` yielded."""
+) -> Access | None:
+    """Return what `access_options` yielded, None if that is nothing."""
+    if not (connections or mirrors or insecure_http or ca_file):
+        return None
     from paralayer.registry.access import Access
 
     default = Access()

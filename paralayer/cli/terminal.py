@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from paralayer.progress import PackerProgress
-    from paralayer.verify import VerifyProgress
+    from paralayer.verification import VerifyProgress
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -73,7 +73,7 @@ def verify_command(
       paralayer verify oci:image:v1 image.squashfs
       paralayer verify --ignore times,owner rootfs/ flat.tar
     """
-    from paralayer.verify import IGNORABLE, verify
+    from paralayer.verification import IGNORABLE, verify
 
     ignored = {what.strip() for what in ignore.split(",")} - {""}
     if unknown := ignored - IGNORABLE:

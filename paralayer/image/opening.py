@@ -8,8 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from paralayer.errors import ImageError
-from paralayer.image import docker_archive, layout
-from paralayer.image.archive import Archive
+from paralayer.image import layout
 from paralayer.image.descriptor import shown
 from paralayer.image.source import Directory, check_regular, io_errors
 
@@ -57,6 +56,8 @@ def open_image(
     if transport is None:
         transport = _detect(opened)
     if transport == "docker-archive":
+        from paralayer.image import docker_archive
+
         if is_directory:
             opened = Directory(path, confined=True)
         return docker_archive.open_docker_archive(opened, name, platform, check=check)
@@ -94,6 +95,8 @@ def _open_source(path: str, given: str) -> tuple[Source, bool]:
     if stat.S_ISDIR(status.st_mode):
         return Directory(path, confined=False), True
     check_regular(status, shown(path))
+    from paralayer.image.archive import Archive
+
     return Archive(path), False
 
 
@@ -101,6 +104,8 @@ def _detect(source: Source) -> str:
     """Return the transport that reads `source`: an OCI layout goes before a manifest.json beside it."""
     if source.has(layout.MARKER) or source.has(layout.INDEX):
         return "oci"
+    from paralayer.image import docker_archive
+
     if source.has(docker_archive.MANIFEST):
         return "docker-archive"
     raise ImageError(

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import stat
 from itertools import count
 from typing import TYPE_CHECKING
@@ -53,7 +52,7 @@ class Output:
                 raise SinkError(path, "is a directory, which is not replaced by a file")
         if not os.path.isdir(parent):
             raise SinkError(path, "its directory does not exist")
-        self.temporary = self._sibling = os.path.join(parent, f".paralayer-{secrets.token_hex(8)}")
+        self.temporary = self._sibling = os.path.join(parent, f".paralayer-{os.urandom(8).hex()}")
         self._nameless = -1
 
     def create(self) -> int:
@@ -132,7 +131,7 @@ def remove(path: str) -> None:
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         serial = count()
-        prefix = os.fsencode(f".remove-{secrets.token_hex(8)}-")
+        prefix = os.fsencode(f".remove-{os.urandom(8).hex()}-")
         pending = _empty(top, lambda name: name)
         while pending:
             name = pending.pop()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from paralayer.engine.jobs import Finished, Run
 from paralayer.errors import ImageError
-from paralayer.verify.tree import DIGEST, PART, count_parts, digest_of_zeros
+from paralayer.verification.tree import DIGEST, PART, count_parts, digest_of_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from paralayer.engine.jobs import Job
-    from paralayer.verify.tree import Node
+    from paralayer.verification.tree import Node
 
 HOLE = -1
 _PIECE = struct.Struct("qq")

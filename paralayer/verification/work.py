@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from paralayer.engine.serial import Executor
-    from paralayer.verify.hashing import Task
+    from paralayer.verification.hashing import Task
 
 
 def work(tasks: Iterable[Task], executor: Executor, advance: Callable[[int], None]) -> None:

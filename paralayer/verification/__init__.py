@@ -4,7 +4,7 @@
 contents are hashed by jobs (`hashing`, `work`), so nothing of them is kept. `compare` is pure.
 """
 
-from paralayer.verify.compare import IGNORABLE, Difference, VerifyReport
-from paralayer.verify.verification import VerifyProgress, verify
+from paralayer.verification.compare import IGNORABLE, Difference, VerifyReport
+from paralayer.verification.run import VerifyProgress, verify
 
 __all__ = ["IGNORABLE", "Difference", "VerifyProgress", "VerifyReport", "verify"]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import ExitStack
 
-    from paralayer.verify.hashing import Task
-    from paralayer.verify.tree import Tree
+    from paralayer.verification.hashing import Task
+    from paralayer.verification.tree import Tree
 
 _PREFIXES = ("dir", "tar", "squashfs")
 _IMAGE_PREFIXES = ("oci", "oci-archive", "docker-archive")
@@ -82,24 +82,24 @@ def _open(
 ) -> Source | None:
     source: Source
     if kind == "tar":
-        from paralayer.verify.tar import TarTree
+        from paralayer.verification.tar import TarTree
 
         archive = source = TarTree(path, where)
         stack.callback(source.close)
         source.read()
         return None if may_be_image and archive.looks_like_an_image() else source
     if kind == "squashfs" and not mount:
-        from paralayer.verify.squashfs import SquashfsTree
+        from paralayer.verification.squashfs import SquashfsTree
 
         source = SquashfsTree(path, where)
     elif kind == "squashfs":
-        from paralayer.verify.directory import DirectoryTree
-        from paralayer.verify.mount import mounted
-        from paralayer.verify.tree import WHAT_SQUASHFS_HOLDS
+        from paralayer.verification.directory import DirectoryTree
+        from paralayer.verification.mount import mounted
+        from paralayer.verification.tree import WHAT_SQUASHFS_HOLDS
 
         source = DirectoryTree(stack.enter_context(mounted(path, where)), where, WHAT_SQUASHFS_HOLDS)
     else:
-        from paralayer.verify.directory import DirectoryTree
+        from paralayer.verification.directory import DirectoryTree
 
         source = DirectoryTree(path, where)
     stack.callback(source.close)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paralayer.errors import quote
-from paralayer.verify.tree import DIGEST, PART
+from paralayer.verification.tree import DIGEST, PART
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from paralayer.verify.tree import Abilities, Node, Tree
+    from paralayer.verification.tree import Abilities, Node, Tree
 
     Value = int | str | bytes | tuple[int, int] | None
 

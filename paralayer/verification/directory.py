@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from paralayer.engine.jobs import Finished, Run
 from paralayer.errors import ImageError, quote
-from paralayer.verify.hashing import JOB_BYTES, JOB_PARTS, Targets, Task, spans_of
-from paralayer.verify.tree import (
+from paralayer.verification.hashing import JOB_BYTES, JOB_PARTS, Targets, Task, spans_of
+from paralayer.verification.tree import (
     NAMESPACES,
     NO_XATTRS,
     PART,
@@ -29,7 +29,7 @@ from paralayer.verify.tree import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from paralayer.verify.tree import Kind, Xattrs
+    from paralayer.verification.tree import Kind, Xattrs
 
 _KINDS: dict[int, Kind] = {
     stat.S_IFREG: "file",

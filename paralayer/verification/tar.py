@@ -17,14 +17,14 @@ import tarfile
 from typing import TYPE_CHECKING, cast
 
 from paralayer.errors import ImageError, quote
-from paralayer.verify.hashing import gather, plan
-from paralayer.verify.tree import NO_XATTRS, Node, Tree, check_size, implied_directory
+from paralayer.verification.hashing import gather, plan
+from paralayer.verification.tree import NO_XATTRS, Node, Tree, check_size, implied_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from paralayer.verify.hashing import Part, Task
-    from paralayer.verify.tree import Kind, Xattrs
+    from paralayer.verification.hashing import Part, Task
+    from paralayer.verification.tree import Kind, Xattrs
 
 _KINDS: dict[bytes, Kind] = {
     tarfile.REGTYPE: "file",

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from paralayer.image import Image, Platform, open_image
 from paralayer.image.descriptor import shown
-from paralayer.verify.compare import IGNORABLE, VerifyReport, compare
+from paralayer.verification.compare import IGNORABLE, VerifyReport, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from paralayer.engine.jobs import Event
     from paralayer.registry.access import Access
-    from paralayer.verify.source import Source
-    from paralayer.verify.tree import Tree
+    from paralayer.verification.source import Source
+    from paralayer.verification.tree import Tree
 
 Side = Literal["a", "b"]
 
@@ -109,7 +109,7 @@ def _read(
     source: str | os.PathLike[str] | Image, options: _Options, advance: Callable[[int, int], None]
 ) -> tuple[str, Tree]:
     """Return a name and the tree of one side."""
-    from paralayer.verify.source import open_source
+    from paralayer.verification.source import open_source
 
     if not isinstance(source, Image):
         source = os.fspath(source)
@@ -124,7 +124,7 @@ def _read(
 
 def _hash(source: Source, options: _Options, advance: Callable[[int, int], None]) -> None:
     from paralayer.engine.attempts import open_executor
-    from paralayer.verify.work import work
+    from paralayer.verification.work import work
 
     done = 0
 
@@ -142,7 +142,7 @@ def _read_image(image: Image, options: _Options, advance: Callable[[int, int], N
     from paralayer.engine.jobs import Finished, Indexed
     from paralayer.fetching import fetch
     from paralayer.survivors import Rules
-    from paralayer.verify.image import TreeSink
+    from paralayer.verification.image import TreeSink
 
     sizes = [layer.blob.size for layer in image.layers]
     read = [0] * len(sizes)  # the most that was seen: layers may be read twice

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paralayer.table import BLOCK, CHAR, DIRECTORY, FIFO, FILE, SYMLINK
-from paralayer.verify.hashing import HOLE, gather, plan
-from paralayer.verify.tree import NO_XATTRS, Node, Tree, check_size
+from paralayer.verification.hashing import HOLE, gather, plan
+from paralayer.verification.tree import NO_XATTRS, Node, Tree, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from paralayer.sinks.sink import Placed, SinkJob
     from paralayer.stream import Stream
     from paralayer.survivors import Batch
-    from paralayer.verify.hashing import Part, Targets
-    from paralayer.verify.tree import Kind
+    from paralayer.verification.hashing import Part, Targets
+    from paralayer.verification.tree import Kind
 
 _KINDS: dict[int, Kind] = {
     FILE: "file",
