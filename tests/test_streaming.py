@@ -893,6 +893,9 @@ def test_coroutines_that_wait_leave_room_for_the_one_that_is_waited_for(
 ) -> None:
     """More writers wait than the loop's own executor has threads, until another one has written the newest layer."""
     monkeypatch.setattr(streaming, "_LEAD", 2 * MIB)
+    monkeypatch.setattr(
+        "paralayer.engine.reading.LOOKAHEAD", 0
+    )  # layers begin before there is anything of them
     count = min(32, (os.cpu_count() or 1) + 4) + 2
     stack = [[file(b"%d" % number, NOISE[: 4 * MIB])] for number in range(count)]
     arriving, events = Arriving(write_image(f"{tmp_path}/layout", [*stack, [file(b"new")]])), Events()

@@ -193,8 +193,9 @@ class Conversion:
                 if self._overlay.turn in self._waiting:  # the frontier frees what the others wait for
                     self._waiting.remove(self._overlay.turn)
                     self._read(worker, self._readings[self._overlay.turn])
-            elif self._waiting:
+            elif layers := self._decodable(worker):
                 layer = next_layer(self._waiting, self._arrivals.sizes, self._jobs)
+                layer = layer if layer in layers else max(layers)
                 self._waiting.remove(layer)
                 self._read(worker, self._readings[layer])
             elif not delivery.due and (dropped := delivery.next_dropped()) is not None:
@@ -204,6 +205,11 @@ class Conversion:
                 self._emptying.add(self._executor.submit(worker, emptying, [self._arena.fd]))
             else:
                 break
+
+    def _decodable(self, worker: int) -> list[int]:
+        """Return the layers that a worker might begin: those of which there is enough, or whichever is its only one."""
+        layers = [layer for layer in self._waiting if self._readings[layer].has_begun()]
+        return layers or ([] if worker in self._workers.values() else self._waiting)
 
     def _read(self, worker: int, reading: Reading) -> None:
         layer = reading.layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from paralayer.engine.jobs import Arriving
+from paralayer.engine.jobs import LOOKAHEAD, Arriving
 from paralayer.growing import Growing
 from paralayer.image import Blob
 from paralayer.table import Length
@@ -61,6 +61,10 @@ class Reading:
     def grows(self) -> bool:
         """Whether its blob is not all there yet."""
         return self.growing is not None and not self.growing.complete
+
+    def has_begun(self) -> bool:
+        """Say whether enough of its blob is there to decode some; else its arrival will wake the engine."""
+        return self.growing is None or self.growing.want(LOOKAHEAD)
 
     def has(self, offset: int) -> bool:
         """Say whether the stream has, or will have, what is from there on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paralayer.engine.jobs import Finished, Run, Waiting
+from paralayer.engine.jobs import Event, Finished, Run, Waiting
 from paralayer.errors import ParalayerError, WorkerError
 
 if TYPE_CHECKING:
@@ -60,52 +61,53 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
 def serve(end: socket.socket) -> None:
     """Do jobs until the other end closes.
 
-    Messages are (job's number, job or Answer) in, (job's number, event or Failed) out.
+    Messages are (job's number, job or Answer) in, (job's number, event or Failed) out. Of the jobs that can go on, the
+    one that came first does, up to its next event: mostly it is the one that output waits for.
     """
-    waiting: dict[int, tuple[Run, list[int]]] = {}
-    while (received := receive(end)) is not None:
-        (number, message), fds = received
-        answer = None
-        if isinstance(message, Answer):
-            run, fds = waiting.pop(number)
-            answer = message.slots
-        else:
-            run = message.run(fds)
+    runs: dict[int, tuple[Run, list[int]]] = {}
+    ready: dict[int, Sequence[int] | None] = {}  # that can go on, with what they are to be sent
+    came = select.poll()
+    came.register(end, select.POLLIN)
+    while True:
+        if not ready or came.poll(0):
+            if (received := receive(end)) is None:
+                return
+            (number, message), fds = received
+            if isinstance(message, Answer):
+                ready[number] = message.slots
+            else:
+                runs[number] = message.run(fds), fds
+                ready[number] = None
+            continue
+        number = min(ready)
+        run, fds = runs[number]
+        event = _step(run, ready.pop(number))
         try:
-            if _advance(end, number, run, answer):
-                waiting[number] = run, fds
-                continue
-        except ParalayerError as error:
-            send(end, (number, Failed(error)))
+            send(end, (number, event))
         except (BrokenPipeError, ConnectionResetError):
             return
-        except MemoryError:
-            send(end, (number, Failed(WorkerError(f"worker process {os.getpid()}", "out of memory"))))
-        except Exception:  # noqa: BLE001 - whatever it was, the parent must learn of it
-            trace = traceback.format_exc()[-4000:]
-            send(
-                end,
-                (number, Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}"))),
-            )
-        run.close()
-        for fd in fds:
-            os.close(fd)
+        if isinstance(event, Finished | Failed):
+            del runs[number]
+            run.close()
+            for fd in fds:
+                os.close(fd)
+        elif not isinstance(event, Waiting):
+            ready[number] = None
 
 
-def _advance(end: socket.socket, number: int, run: Run, answer: Sequence[int] | None) -> bool:
-    """Let a job go on until it waits (true) or has finished."""
+def _step(run: Run, answer: Sequence[int] | None) -> Event | Failed:
+    """Let a job go on up to its next event; return that."""
     try:
-        while True:
-            event = run.send(answer)
-            answer = None
-            send(end, (number, event))
-            if isinstance(event, Waiting):
-                return True
-            if isinstance(event, Finished):
-                return False
+        return run.send(answer)
     except StopIteration:
-        send(end, (number, Finished()))
-        return False
+        return Finished()
+    except ParalayerError as error:
+        return Failed(error)
+    except MemoryError:
+        return Failed(WorkerError(f"worker process {os.getpid()}", "out of memory"))
+    except Exception:  # noqa: BLE001 - whatever it was, the parent must learn of it
+        trace = traceback.format_exc()[-4000:]
+        return Failed(WorkerError(f"worker process {os.getpid()}", f"internal error\n{trace}"))
 
 
 def main(fd: int) -> None:

@@ -22,7 +22,7 @@ _SHORTEST = 1 << 20
 """Of segments that are short only because the end is near: shorter ones would cost more by their round trip."""
 SMALLEST_SEGMENT = 256 << 10
 """Of segments that are short because of the lead."""
-CHUNK = 256 << 10
+CHUNK = 1 << 20
 """Bytes that are stored at once; a whole blob gets room in these."""
 
 
