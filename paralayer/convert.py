@@ -333,7 +333,7 @@ def _open_sink(spec: ImageSpec, created: str | None, tool: Mksquashfs | None, jo
 def _open_squashfs(
     spec: ImageSpec, path: str, created: str | None, tool: Mksquashfs | None, jobs: int, memory: int
 ) -> Sink:
-    from paralayer.sinks.squashfs.options import Compression, Options
+    from paralayer.sinks.squashfs.options import TIMES, Compression, Options
 
     compression = Compression.parse(spec.compression)
     made = min(max(0, spec.mtime), _LATEST) if spec.mtime is not None else _parse_created(created)
@@ -342,10 +342,14 @@ def _open_squashfs(
     if tool is not None:
         from paralayer.sinks.mksquashfs import MksquashfsSink
 
-        return MksquashfsSink(path, tool, options, jobs=jobs, memory=memory, replace=spec.force)
-    from paralayer.sinks.squashfs.sink import SquashfsSink
+        sink: Sink = MksquashfsSink(path, tool, options, jobs=jobs, memory=memory, replace=spec.force)
+    else:
+        from paralayer.sinks.squashfs.sink import SquashfsSink
 
-    return SquashfsSink(path, options, jobs=jobs, replace=spec.force)
+        sink = SquashfsSink(path, options, jobs=jobs, replace=spec.force)
+    if spec.mtime is not None and made != spec.mtime:
+        sink.lost[TIMES] += 1
+    return sink
 
 
 def _parse_created(text: str | None) -> int:

@@ -28,7 +28,8 @@ class LiveDisplay:
 
     def __init__(self) -> None:
         # Refreshed by events only: a thread would keep this process from forking its workers.
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._layers: dict[int, PackerProgress] = {}
         self._begin = self._next = 0.0
 
@@ -49,12 +50,12 @@ class LiveDisplay:
         else:
             side = "first" if event.side == "a" else "second"
             self._refresh(
-                lambda seconds: _bytes_line(event.done, event.total, f"of the {side} read", seconds)
+                lambda seconds: self._bytes_line(event.done, event.total, f"of the {side} read", seconds)
             )
 
     def show_bytes(self, done: int, total: int) -> None:
         """Take how many bytes of all are there; refresh as with `show`."""
-        self._refresh(lambda seconds: _bytes_line(done, total, "downloaded", seconds))
+        self._refresh(lambda seconds: self._bytes_line(done, total, "downloaded", seconds))
 
     def _refresh(self, line: Callable[[float], Text]) -> None:
         now = time.monotonic()
@@ -74,28 +75,28 @@ class LiveDisplay:
         total = next(iter(layers)).total
         decoded = sum(layer.decoded for layer in layers)
         part = min(1.0, read / total) if total else 1.0
-        left = f"{seconds * (1 - part) / part:.0f} s left" if part else ""
+        left = f"{seconds * (1 - part) / part:.0f} s left" if part else "? s left"
         count = next(iter(layers)).layers
         marks = "".join(
             _MARKS[self._layers[layer].event] if layer in self._layers else _WAITING
             for layer in range(count - 1, max(-1, count - 1 - _BAR), -1)
         )
-        return Text(
-            f"{_bar(part)}  {decoded / _MIB:.0f} MiB decoded of {read / _MIB:.0f}/{total / _MIB:.0f} MiB  "
+        return self._with_bar(
+            part,
+            f"{read / _MIB:.0f} of {total / _MIB:.0f} MiB read, {decoded / _MIB:.0f} decoded  "
             f"{decoded / _MIB / max(seconds, 0.001):.0f} MiB/s  {left}  {marks}",
+        )
+
+    def _bytes_line(self, done: int, total: int, what: str, seconds: float) -> Text:
+        part = min(1.0, done / total) if total else 1.0
+        return self._with_bar(part, f"{done / _MIB:.0f}/{total / _MIB:.0f} MiB {what}  {seconds:.0f} s")
+
+    def _with_bar(self, part: float, text: str) -> Text:
+        """Return a line with a bar as long as there is room for."""
+        text = f" {part:4.0%}  {text}"
+        bar = max(0, min(_BAR, self._console.width - len(text)))
+        return Text(
+            ("━" * round(part * bar)).ljust(bar, "╌") + text,
             no_wrap=True,
             overflow="ellipsis",
         )
-
-
-def _bytes_line(done: int, total: int, what: str, seconds: float) -> Text:
-    part = min(1.0, done / total) if total else 1.0
-    return Text(
-        f"{_bar(part)}  {done / _MIB:.0f}/{total / _MIB:.0f} MiB {what}  {seconds:.0f} s",
-        no_wrap=True,
-        overflow="ellipsis",
-    )
-
-
-def _bar(part: float) -> str:
-    return ("━" * round(part * _BAR)).ljust(_BAR, "╌") + f" {part:4.0%}"

@@ -136,7 +136,10 @@ class StreamingPacker:
             self._arrivals.fail(ImageError(f"layer {index}", "not the name of a file", repr(name)))
 
     def open_layer(self, index: int) -> LayerWriter:
-        """Return where to write a layer's blob while it arrives; errors as with `notify_layer_ready`."""
+        """Return where to write a layer's blob while it arrives; errors as with `notify_layer_ready`.
+
+        `finish` waits until it is closed or aborted.
+        """
         meta = self._give(index)
         path = self._spec.path
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else None

@@ -145,20 +145,21 @@ def test_closed_streams_do_no_harm(image: str, flat: bytes, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_progress_is_shown_on_a_terminal_and_disappears(image: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [80, 200])
+def test_progress_is_shown_on_a_terminal_and_disappears(image: str, tmp_path: Path, columns: int) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [*CONVERT, image, str(tmp_path / "out.tar")],
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
     ) as process:
         os.close(theirs)
         shown = read_terminal(ours)
         assert process.stdout is not None
         assert process.stdout.read() == b""
     assert process.returncode == 0
-    assert "MiB decoded" in shown
+    assert re.search(r"MiB read, \d+ decoded  \d+ MiB/s  (\d+|\?) s left  [·▸●✓]+\S*\s", shown), shown
     assert "100%" in shown or "0%" in shown
     *_, last = (
         shown.replace("\r\n", "\n").rstrip("\n").split("\x1b[2K")
@@ -445,6 +446,7 @@ def test_version() -> None:
         ("paralayer con", 1, "convert"),
         ("paralayer convert --m", 2, "--memory"),
         ("paralayer convert --format ", 3, "directory"),
+        ("paralayer convert im", 2, "im"),  # of type "file": the shell looks for files that begin so
     ],
 )
 def test_shell_completion_answers(words: str, index: int, want: str) -> None:

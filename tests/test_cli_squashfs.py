@@ -14,6 +14,7 @@ import pytest
 from images import write_image, write_layer
 from layouts import Layout
 from model import directory, file, hardlink, merge, symlink, whiteout
+from paralayer import ImageError, verify
 from paralayer.image import Platform
 from processes import AS_NOBODY, convert, finish, one_line
 from squashfs_judges import JUDGES, held
@@ -169,6 +170,23 @@ def test_duplicates_are_stored_once_unless_asked_otherwise(image: str, tmp_path:
         assert convert("--engine", engine, *option, "--force", image, tmp_path / OUT).returncode == 0
         sizes.append((tmp_path / OUT).stat().st_size)
     assert sizes[1] - sizes[0] > len(NOISE) * 0.95
+
+
+@pytest.mark.requires("root")
+def test_what_is_not_padded_is_not_mounted(image: str, tmp_path: Path) -> None:
+    assert convert("--no-pad", image, tmp_path / OUT).returncode == 0
+    assert (tmp_path / OUT).stat().st_size % 512
+    with pytest.raises(
+        ImageError, match=r"a loop device has whole sectors: got .* bytes, want a multiple of 512"
+    ):
+        verify(image, tmp_path / OUT, mount=True)
+
+
+def test_a_time_that_squashfs_cannot_hold_is_told(image: str, tmp_path: Path) -> None:
+    done = convert("--mtime", str(1 << 32), image, tmp_path / OUT)
+    assert "warning: left out or changed: times before 1970 or after 2106: 1\n" in done.stderr
+    assert convert("--mtime", str((1 << 32) - 1), image, tmp_path / "other.sfs").stderr.count("warning") == 0
+    assert (tmp_path / OUT).read_bytes() == (tmp_path / "other.sfs").read_bytes()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

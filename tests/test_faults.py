@@ -704,3 +704,18 @@ def test_few_descriptors_suffice_or_are_named(tmp_path: Path, jobs: str, output:
 def test_usage_error_touches_nothing(image: str, tmp_path: Path) -> None:
     assert finish([*COMMAND, "convert", "--jobs", "0", image, str(tmp_path / TAR)]).returncode == 2
     assert os.listdir(tmp_path) == []
+
+
+def test_numpy_is_there_before_an_interruption_is_an_exception() -> None:
+    """While it is loaded it takes one for a failure of its own, and prints it."""
+    script = """
+import sys
+from paralayer.cli import main, terminal
+def enter(_):
+    print("numpy" in sys.modules)
+    sys.exit()
+terminal.interrupts.__enter__ = enter
+main()
+"""
+    for command in ("convert", "verify"):
+        assert finish([sys.executable, "-c", script, command, "a", "b.tar"]).stdout == "True\n"

@@ -31,12 +31,11 @@ from paralayer.errors import SinkError
 from paralayer.sinks.mksquashfs import (
     NAMESPACES,
     ROOT_XATTRS,
-    TIMES,
     MksquashfsSink,
     _Log,
     find_mksquashfs,
 )
-from paralayer.sinks.squashfs.options import Compression, Options
+from paralayer.sinks.squashfs.options import TIMES, Compression, Options
 from paralayer.survivors import Rules
 from processes import PATIENCE, wait_for
 from squashfs_judges import JUDGES, held

@@ -430,7 +430,7 @@ def open_to_all(path: Path) -> None:
         path = path.parent
 
 
-@pytest.mark.requires("squashfuse", "setpriv", "fusermount3")
+@pytest.mark.requires("squashfuse_ll", "setpriv", "fusermount3")
 def test_squashfuse_mounts_until_all_is_read(tmp_path: Path) -> None:
     """Ordinary users get it; here it is root's, since not everywhere may they open /dev/fuse."""
     top = tmp_path / "top"
@@ -444,7 +444,15 @@ def test_squashfuse_mounts_until_all_is_read(tmp_path: Path) -> None:
     assert not os.path.exists(point)
 
 
-@pytest.mark.requires("squashfuse", "setpriv", "fusermount3")
+@pytest.mark.requires("squashfuse_ll", "setpriv", "fusermount3")
+def test_squashfuse_shows_hard_links(tmp_path: Path) -> None:
+    layout = write_image(f"{tmp_path}/layout", [[file(b"a"), hardlink(b"b", b"a")]])
+    paralayer.convert_squashfs(layout, tmp_path / "packed")
+    with _squashfuse(str(tmp_path / "packed"), "there") as point:
+        assert os.lstat(f"{point}/a").st_ino == os.lstat(f"{point}/b").st_ino
+
+
+@pytest.mark.requires("squashfuse_ll", "setpriv", "fusermount3")
 def test_squashfuse_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
@@ -461,7 +469,7 @@ def test_squashfuse_does_not_outlive_a_process_that_is_killed(tmp_path: Path) ->
         wait_for(lambda: not mounts_of(str(tmp_path)))
 
 
-@pytest.mark.requires("squashfuse", "setpriv", "fusermount3")
+@pytest.mark.requires("squashfuse_ll", "setpriv", "fusermount3")
 def test_a_squashfuse_that_is_killed_leaves_no_mount(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
@@ -473,7 +481,7 @@ def test_a_squashfuse_that_is_killed_leaves_no_mount(tmp_path: Path) -> None:
     assert not os.path.exists(point)
 
 
-@pytest.mark.requires("squashfuse", "setpriv", "fusermount3")
+@pytest.mark.requires("squashfuse_ll", "setpriv", "fusermount3")
 def test_what_squashfuse_cannot_mount_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"hsqs" + bytes(5000))
     with pytest.raises(ImageError, match="cannot be mounted: "), _squashfuse(str(tmp_path / "bad"), "there"):

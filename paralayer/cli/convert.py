@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
+from paralayer.cli.options import (
+    LARGEST,
+    PlatformType,
+    Size,
+    access,
+    access_options,
+    cache_options,
+    epoch,
+    files,
+)
 from paralayer.cli.terminal import Display, interrupts, is_terminal, size_text
 from paralayer.convert import ConversionResult, convert
 from paralayer.spec import ImageSpec
@@ -77,8 +86,8 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output."
 )
-@click.argument("image")
-@click.argument("output")
+@click.argument("image", shell_complete=files)
+@click.argument("output", shell_complete=files)
 def convert_command(
     image: str,
     output: str,
@@ -145,6 +154,8 @@ def convert_command(
     }
     given = {name: value for name, value in squashfs.items() if value is not None}
     spec = _spec(output, format_, given, force=force, mtime=mtime)
+    import paralayer.engine.attempts  # noqa: F401 - see `interrupts`
+
     with interrupts(), Display(quiet=quiet or as_json) as display:
         result = convert(
             image,

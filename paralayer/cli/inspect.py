@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from paralayer.cli.options import PlatformType, access, access_options
+from paralayer.cli.options import PlatformType, access, access_options, files
 from paralayer.cli.terminal import interrupts, size_text
 from paralayer.image import Image, Platform, open_image
 
@@ -16,7 +16,7 @@ from paralayer.image import Image, Platform, open_image
 @click.option("--platform", type=PlatformType(), metavar="P", help="As for convert.")
 @access_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.argument("image")
+@click.argument("image", shell_complete=files)
 def inspect_command(image: str, *, platform: Platform | None, as_json: bool, **registry: Any) -> None:
     """Tell what IMAGE is, which is named as for convert; no layer is read.
 

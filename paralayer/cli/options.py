@@ -14,6 +14,8 @@ from paralayer.image import Platform
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.shell_completion import CompletionItem
+
     from paralayer.registry.access import Access
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -46,6 +48,14 @@ class PlatformType(click.ParamType[Platform]):
             return Platform.parse(value)
         except ParalayerError as error:
             self.fail(str(error), param, ctx)
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the names of files."""
+    from click.shell_completion import CompletionItem
+
+    del ctx, param
+    return [CompletionItem(incomplete, type="file")]
 
 
 def epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.cli.options import PlatformType, access, access_options, cache_options
+from paralayer.cli.options import PlatformType, access, access_options, cache_options, files
 from paralayer.cli.terminal import Display, interrupts, size_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("reference", metavar="REF")
-@click.argument("directory", metavar="OCI_DIR")
+@click.argument("directory", metavar="OCI_DIR", shell_complete=files)
 def pull_command(
     reference: str,
     directory: str,

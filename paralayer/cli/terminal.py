@@ -62,7 +62,10 @@ class InterruptedByUser(BaseException):
 
 
 class interrupts:  # noqa: N801 - used as a function
-    """Within, SIGINT, SIGTERM and SIGHUP raise InterruptedByUser, once; those that are ignored stay so (nohup)."""
+    """Within, SIGINT, SIGTERM and SIGHUP raise InterruptedByUser, once; those that are ignored stay so (nohup).
+
+    Modules that load numpy are to be imported before: it takes any error while it loads for one of its own.
+    """
 
     def __enter__(self) -> None:
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paralayer.cli.options import LARGEST, PlatformType, Size, access, access_options, cache_options, epoch
+from paralayer.cli.options import (
+    LARGEST,
+    PlatformType,
+    Size,
+    access,
+    access_options,
+    cache_options,
+    epoch,
+    files,
+)
 from paralayer.cli.terminal import Display, interrupts
 from paralayer.errors import ParalayerError
 
@@ -42,8 +51,8 @@ _DIFFERENT, CANNOT_COMPARE = 1, 2
 @access_options
 @click.option("--quiet", is_flag=True, help="Print errors only; the exit code tells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=files)
+@click.argument("b", shell_complete=files)
 def verify_command(
     a: str,
     b: str,
@@ -73,6 +82,7 @@ def verify_command(
       paralayer verify oci:image:v1 image.squashfs
       paralayer verify --ignore times,owner rootfs/ flat.tar
     """
+    import paralayer.engine.attempts  # noqa: F401 - see `interrupts`
     from paralayer.verification import IGNORABLE, verify
 
     ignored = {what.strip() for what in ignore.split(",")} - {""}

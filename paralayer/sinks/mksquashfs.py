@@ -42,6 +42,7 @@ import numpy as np
 
 from paralayer.errors import SinkError, quote
 from paralayer.sinks.output import Output
+from paralayer.sinks.squashfs.options import TIMES
 from paralayer.sinks.tar import TarSink
 from paralayer.survivors import Batch, Rules
 from paralayer.table import BLOCK, CHAR, SYMLINK
@@ -79,7 +80,6 @@ _ANSWER_SECONDS = 10  # for its version
 _ENDING_SECONDS = 2  # from leaving the pipe until it has ended
 _MESSAGE_LINES = 3
 
-TIMES = "times before 1970 or after 2106"
 NAMESPACES = "xattrs that are not user, trusted or security"
 ROOT_XATTRS = "xattrs of the root that mksquashfs cannot be told"
 

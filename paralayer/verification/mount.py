@@ -5,8 +5,9 @@ its standard input, which the kernel closes at the latest when we are gone; with
 the mount and the loop device. Nobody else ever sees the mount, so it can lie over a directory that is there anyway;
 it is reached through /proc/PID/root.
 
-Other users mount with squashfuse, which ends when we do (PR_SET_PDEATHSIG, by setpriv). When it ends, however that
-comes, fusermount unmounts (`auto_unmount`). Only an empty directory can stay, and only if we are killed.
+Other users mount with squashfuse_ll (squashfuse itself shows hard links as files of their own), which ends when we do
+(PR_SET_PDEATHSIG, by setpriv). When it ends, however that comes, fusermount unmounts (`auto_unmount`). Only an empty
+directory can stay, and only if we are killed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _LOOP = """
 mount -t squashfs -o loop,ro,nosuid,nodev,noexec -- "$1" "$2" || exit 1
 cd / && echo mounted && exec cat
 """
+_SECTOR = 512
 _PATIENCE = 10  # seconds that a process gets to end by itself
 
 
@@ -36,6 +38,13 @@ _PATIENCE = 10  # seconds that a process gets to end by itself
 def mounted(path: str, where: str) -> Iterator[str]:
     """Yield the directory at which the file at `path` is mounted. `ImageError` when it cannot be."""
     if os.geteuid() == 0:
+        if (size := os.path.getsize(path)) % _SECTOR:
+            raise ImageError(
+                where,
+                "cannot be mounted: a loop device has whole sectors",
+                f"{size} bytes",
+                "a multiple of 512",
+            )
         with _loop(path, where) as point:
             yield point
     else:
@@ -67,14 +76,14 @@ def _loop(path: str, where: str) -> Iterator[str]:
 
 @contextmanager
 def _squashfuse(path: str, where: str) -> Iterator[str]:
-    for tool in ("squashfuse", "setpriv"):
+    for tool in ("squashfuse_ll", "setpriv"):
         if shutil.which(tool) is None:
             raise ImageError(
                 where, f"cannot be mounted: {tool} is not installed, and only root mounts without it"
             )
     point = tempfile.mkdtemp(prefix="paralayer-mount-")
     try:
-        command = ["setpriv", "--pdeathsig", "TERM", "squashfuse", "-f"]
+        command = ["setpriv", "--pdeathsig", "TERM", "squashfuse_ll", "-f"]
         command += ["-o", "auto_unmount", os.path.abspath(path), point]
         with _process(command, where) as process:
             outside = os.stat(point).st_dev

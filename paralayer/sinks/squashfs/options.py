@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BLOCK_SIZES = [1 << bits for bits in range(12, 21)]
+TIMES = "times before 1970 or after 2106"
+"""What is clamped and counted under this name."""
 
 _NAMES = ("zstd", "gzip", "xz", "lz4", "none")
 _CHOICE = "zstd, gzip, xz, lz4 or none"

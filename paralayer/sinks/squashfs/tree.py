@@ -26,6 +26,7 @@ from paralayer.sinks.squashfs.inode import (
     pack_inodes,
 )
 from paralayer.sinks.squashfs.metadata import NO_TABLE, MetadataWriter, pack_lookup_table
+from paralayer.sinks.squashfs.options import TIMES
 from paralayer.sinks.squashfs.order import Paths
 from paralayer.sinks.squashfs.superblock import Tables
 from paralayer.sinks.squashfs.xattr import NO_XATTRS, XattrTable
@@ -110,7 +111,7 @@ class Tree:
         entries["mtime"] = times
         clamped = int(np.count_nonzero(times != rows["mtime"]))
         if clamped:
-            self.lost["times before 1970 or after 2106"] += clamped
+            self.lost[TIMES] += clamped
         entries["size"] = np.where(rows["kind"] == FILE, rows["size"], 0)
         for index in np.flatnonzero(rows["kind"] == SYMLINK).tolist():
             target = batch.linkname(index)
