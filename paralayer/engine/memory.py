@@ -24,6 +24,7 @@ _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
 _KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
 _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
+_MANY = 4  # grants: with little memory there are never so many, and what is being freed would be too much
 
 
 class Arena:
@@ -75,7 +76,7 @@ class Arena:
 
     def give_up(self) -> Empty | None:
         """Return a job that frees the pages of free slots, if there are many, for when hardly any will be taken."""
-        if len(self._free) * self.slot < self.unit:
+        if len(self._free) * self.slot < _MANY * self.unit:
             return None
         numbers, self._free = self._free, []
         return Empty(self.slot, numbers)
