@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 # A batch costs about a millisecond whatever its size; these make it a few percent of decoding.
 _FLOW_ROWS = 2000
 _FLOW_BYTES = 16 << 20
+_MARGIN = 16  # a part of the memory: what a sink makes between two looks at what it holds
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class Conversion:
         self._arrivals = arrivals
         self._sink = sink
         self._executor = executor
-        self._arena = Arena(memory, jobs)
+        self._arena = Arena(memory - memory // _MARGIN, jobs)
         self._jobs = jobs
         self._check = check
         self._check_diff_ids = check_diff_ids
@@ -377,6 +378,8 @@ class Conversion:
 
     def _unblock(self) -> None:
         """Answer decoders that wait for memory, as far as there is some by now or none is to be expected."""
+        if self._blocked:
+            self._arena.elsewhere = self._sink.held + self._hiding.size
         for job, reading in list(self._blocked.items()):
             stream = reading.stream
             assert stream is not None

@@ -27,7 +27,8 @@ class HidingPaths:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("hiding", os.MFD_CLOEXEC)
-        self._size = 0
+        self.size = 0
+        """Bytes of it."""
 
     def add(self, layer: int, paths: Sequence[bytes], kinds: Sequence[int]) -> None:
         """Tell what an orderly layer hides."""
@@ -36,8 +37,8 @@ class HidingPaths:
         parts = [b"".join(path + b"\0" for path in part) for part in (own, below)]
         record = _RECORD.pack(layer, *map(len, parts)) + b"".join(parts)
         while record:  # one write, but for the kernel's limit of 2 GiB
-            written = os.pwrite(self.fd, record, self._size)
-            self._size += written
+            written = os.pwrite(self.fd, record, self.size)
+            self.size += written
             record = record[written:]
 
     def close(self) -> None:

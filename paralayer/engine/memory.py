@@ -1,7 +1,7 @@
 """The memory for decoded bytes, and the budget for it.
 
-The budget counts the slots that decoders were granted and that have not been released. It decides when bytes are
-dropped and read a second time, never what comes out.
+The budget counts the slots that decoders were granted and that have not been released, and what is held elsewhere of
+what was made of them. It decides when bytes are dropped and read a second time, never what comes out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Arena:
         unit = max(_SMALLEST_GRANT, min(_LARGEST_GRANT, total // (4 * jobs)))
         self.unit = -(-unit // self.slot) * self.slot
         self.used = 0
+        self.elsewhere = 0
+        """Bytes of the budget that something else than slots has now."""
         self.fd = os.memfd_create("arena", os.MFD_CLOEXEC)
         self._count = 0  # of slots
         self._free: list[int] = []  # the one that was used last is last: its pages are in the caches
@@ -133,7 +135,7 @@ class LayerStream(Stream):
         """
         arena = self._arena
         held = self.granted - self.released
-        room = arena.total - (0 if essential else arena.unit)
+        room = arena.total - arena.elsewhere - (0 if essential else arena.unit)
         if arena.used + arena.unit > room and not (essential and held < arena.unit):
             return None
         numbers = arena.take()
