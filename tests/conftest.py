@@ -1,7 +1,8 @@
 """What holds for every test: nothing is left behind, and what CI installs is never skipped.
 
 ``@pytest.mark.requires("umoci", "root")`` skips a test where a command, root, or the kernel's overlayfs
-(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead. ``--share 1/2`` runs every second test, ``--share 2/2`` the others.
+(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead. ``--share 1/2`` runs every second file, ``--share 2/2`` the others:
+tests of one file may look at what all processes have, such as mounts.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--share", metavar="N/M", default="1/1", help="run only every Mth test, from the Nth on")
+    parser.addoption("--share", metavar="N/M", default="1/1", help="run only every Mth file, from the Nth on")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     number, shares = map(int, config.getoption("share").split("/"))
-    mine = items[number - 1 :: shares]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
-    items[:] = mine
+    files = list(dict.fromkeys(item.path for item in items))
+    mine = set(files[number - 1 :: shares])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
+    items[:] = [item for item in items if item.path in mine]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
