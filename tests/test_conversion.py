@@ -12,6 +12,7 @@ import pytest
 import paralayer
 from images import write_image
 from model import directory, file, hardlink, merge, whiteout
+from paralayer.sinks.tar import TarSink
 from trees import NOT_ON_DISK, diff, from_model, snapshot_directory, snapshot_tar
 
 if TYPE_CHECKING:
@@ -85,6 +86,18 @@ def test_little_memory_changes_nothing(title: str, kind: str, tmp_path: Path) ->
         assert diff(snapshot_directory(bytes(tmp_path / "small")), want, ignore=NOT_ON_DISK) == []
         again = 0 if title == UNEXPECTED_ROOT else again
     assert small.second_readings == again
+
+
+@pytest.mark.parametrize(("held", "again"), [(0, 0), (1 << 40, 1)])
+def test_what_a_sink_holds_is_of_the_budget(
+    held: int, again: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, _ = STACKS["an implied parent ends the flow"]
+    image = write_image(str(tmp_path / "image"), stack, compression=["none"] * len(stack))
+    monkeypatch.setattr(TarSink, "held", held)
+    result = paralayer.convert_tar(image, tmp_path / "out.tar", jobs=1, memory=64 * MIB)
+    assert result.second_readings == again
+    assert diff(snapshot_tar(str(tmp_path / "out.tar")), from_model(merge(stack))) == []
 
 
 @pytest.mark.parametrize(("stack", "again"), STACKS.values(), ids=STACKS)

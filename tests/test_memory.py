@@ -112,6 +112,31 @@ def test_an_essential_stream_has_the_grant_that_others_leave(arena: Arena) -> No
     assert stream.grant(essential=True)
 
 
+def test_what_is_held_elsewhere_leaves_less_room(arena: Arena) -> None:
+    arena.elsewhere = arena.total - 3 * arena.unit
+    other, stream = LayerStream(arena), LayerStream(arena)
+    assert other.grant(essential=False)
+    assert other.grant(essential=False)
+    assert other.grant(essential=False) is None
+    arena.elsewhere = arena.total
+    assert stream.grant(essential=True), "one grant is there whatever else there is"
+    assert stream.grant(essential=True) is None
+
+
+def test_slots_that_are_given_up_are_freed_and_never_taken_again(arena: Arena) -> None:
+    first = filled(arena, b"x" * (arena.total - arena.unit))
+    assert arena.give_up() is None
+    first.close()
+    arena._free, arena._empty = [*arena._empty, *arena._free], []  # as with much memory: it keeps so many
+    job = arena.give_up()
+    assert job is not None
+    list(job.run([arena.fd]))
+    assert not arena.present
+    again = filled(arena, b"y" * (arena.total - arena.unit))
+    taken = again.slots(0, again.granted).numbers
+    assert not set(memoryview(taken).cast("I")) & set(job.numbers)
+
+
 def test_what_was_not_used_of_a_grant_is_given_back(arena: Arena) -> None:
     stream = filled(arena, b"x" * (arena.slot + 1))
     assert arena.used == arena.unit

@@ -888,6 +888,22 @@ def test_in_coroutines(image: Arriving, flat: bytes, tmp_path: Path, jobs: int) 
     assert (tmp_path / "out").read_bytes() == flat
 
 
+def test_a_worker_that_waits_begins_what_has_come(tmp_path: Path) -> None:
+    arriving, events = Arriving(write_image(f"{tmp_path}/layout", [[file(b"old", NOISE)]] * 3)), Events()
+    with arriving.packer(ImageSpec.tar(tmp_path / "out"), jobs=1, progress=events) as packer:
+        writers = [packer.open_layer(index) for index in range(3)]
+        events.wait("started", 2)
+        writers[0].write(arriving.data(0)[: 2 * MIB])
+        events.wait("started", 0)
+        assert not events.has("started", 1)
+        writers[0].write(arriving.data(0)[2 * MIB :])
+        for index in (1, 2):
+            writers[index].write(arriving.data(index))
+        for writer in writers:
+            writer.close()
+        packer.finish()
+
+
 def test_coroutines_that_wait_leave_room_for_the_one_that_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

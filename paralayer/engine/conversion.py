@@ -114,7 +114,7 @@ class Conversion:
         beginnings = Beginnings(arrivals, self._readings)
         self._root = Root(sink, self._overlay, beginnings, self._tables, rules, early=self._early)
         self._delivery = Delivery(sink, self._readings, self._tables, rules, finished)
-        self._emptying: set[int] = set()  # jobs
+        self._freeing: set[int] = set()  # jobs
 
     def run(self) -> Counts:
         """Do it; the sink is complete but for its commit."""
@@ -130,7 +130,7 @@ class Conversion:
                     continue
                 delivery = self._delivery
                 if len(self._readings) == self._arrivals.count and not (
-                    self._waiting or self._decoding or delivery.packing or delivery.due or self._emptying
+                    self._waiting or self._decoding or delivery.packing or delivery.due or self._freeing
                 ):
                     break
                 # Workers first: each that waits for its next job or for memory is a core that does nothing.
@@ -201,11 +201,9 @@ class Conversion:
                 self._read(worker, self._readings[layer])
             elif not delivery.due and (dropped := delivery.next_dropped()) is not None:
                 self._read_again(worker, dropped)
-            elif self._overlay.done and (emptying := self._arena.give_up()):
+            elif self._overlay.done and (free := self._arena.give_up()):
                 # What is left is written by this process; freeing memory at the end would take it a tenth of a second.
-                self._emptying.add(self._executor.submit(worker, emptying, [self._arena.fd]))
-            else:
-                break
+                self._freeing.add(self._executor.submit(worker, free, [self._arena.fd]))
 
     def _decodable(self, worker: int) -> list[int]:
         """Return the layers that a worker might begin: those of which there is enough, or whichever is its only one."""
@@ -264,8 +262,8 @@ class Conversion:
     # Events in
 
     def _handle(self, job: int, event: Event) -> None:
-        if job in self._emptying:
-            self._emptying.remove(job)
+        if job in self._freeing:
+            self._freeing.remove(job)
             return
         if job in self._delivery.packing:
             assert isinstance(event, Finished)

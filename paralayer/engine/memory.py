@@ -24,7 +24,7 @@ _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
 _KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
 _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
-_MANY = 4  # grants: with little memory there are never so many, and what is being freed would be too much
+_MANY = 4  # grants; with little memory so much is never free, so that nothing is held beside the budget while it is freed
 
 
 class Arena:
@@ -74,14 +74,17 @@ class Arena:
             cold = self._free[: -self._kept or None]
             del self._free[: len(cold)]
             self._empty += cold
-            _empty(self.fd, self.slot, cold)
+            _free_pages(self.fd, self.slot, cold)
 
-    def give_up(self) -> Empty | None:
-        """Return a job that frees the pages of free slots, if there are many, for when hardly any will be taken."""
+    def give_up(self) -> FreePages | None:
+        """Return a job that frees the pages of free slots, if there are many: for when hardly any will be taken.
+
+        They are never taken again, since nobody knows when the job is done with each.
+        """
         if len(self._free) * self.slot < _MANY * self.unit:
             return None
         numbers, self._free = self._free, []
-        return Empty(self.slot, numbers)
+        return FreePages(self.slot, numbers)
 
     def close(self) -> None:
         """Free the memory."""
@@ -89,7 +92,7 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True)
-class Empty:
+class FreePages:
     """Job: free the pages of slots that nobody uses any more. Descriptor: of the arena."""
 
     slot: int
@@ -97,11 +100,11 @@ class Empty:
 
     def run(self, fds: Sequence[int]) -> Run:
         """See `Job`."""
-        _empty(fds[0], self.slot, self.numbers)
+        _free_pages(fds[0], self.slot, self.numbers)
         yield Finished()
 
 
-def _empty(fd: int, slot: int, numbers: list[int]) -> None:
+def _free_pages(fd: int, slot: int, numbers: list[int]) -> None:
     for first, last in _runs(sorted(numbers)):
         try:
             punch(fd, first * slot, (last + 1 - first) * slot)
