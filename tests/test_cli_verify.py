@@ -390,7 +390,7 @@ def test_mount_of_an_ordinary_user_needs_squashfuse(sources: dict[str, str], tmp
     command = [*AS_NOBODY[:-1], "verify", "--mount", f"{tmp_path}/image.sfs", f"{tmp_path}/image.sfs"]
     done = finish(command, env={**os.environ, "PATH": f"{tmp_path}/tools"})
     assert (done.returncode, done.stdout) == (2, "")
-    one_line(done.stderr, "paralayer: error: ", "cannot be mounted: squashfuse is not installed")
+    one_line(done.stderr, "paralayer: error: ", "cannot be mounted: squashfuse_ll is not installed")
 
 
 USAGE: dict[str, list[str]] = {
