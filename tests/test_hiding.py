@@ -83,7 +83,7 @@ def test_hidden_data_takes_no_memory(told: HidingPaths, tmp_path: Path) -> None:
         stream.grant(essential=False)
         slots = stream.slots(0, stream.granted)
         job = Decode(0, "layer", layer.media_type, blob_of(layer), slots)
-        *_, last = job.run([arena.fd, table, told.fd])
+        *_, last = job.run([stream.fd, table, told.fd])
         assert isinstance(last, Indexed)
         assert not last.whole
         begin = last.decoded - len(LARGE)

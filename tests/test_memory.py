@@ -45,7 +45,7 @@ def filled(arena: Arena, data: bytes) -> LayerStream:
 @given(seed=st.integers(0, 1 << 30))
 def test_streams_have_their_own_bytes_whatever_is_released_meanwhile(seed: int) -> None:
     chance = random.Random(seed)
-    arena = Arena(8 * MIB, 2)
+    arena = Arena(8 * MIB, 5)
     wants: list[tuple[LayerStream, bytes]] = []
     for _ in range(20):
         data = chance.randbytes(4) * chance.randrange(1, 1 << 16)
@@ -58,7 +58,7 @@ def test_streams_have_their_own_bytes_whatever_is_released_meanwhile(seed: int) 
             begin = chance.randint(stream.released, len(data))
             end = chance.randint(begin, len(data))
             assert read(stream, begin, end) == data[begin:end]
-            other_process = Stream(arena.fd, stream.slots(begin, end))
+            other_process = Stream(stream.fd, stream.slots(begin, end))
             assert read(other_process, begin, end) == data[begin:end]
         if len(wants) > 3:
             wants.pop(0)[0].close()
@@ -83,7 +83,7 @@ def test_a_window_through_a_long_stream_uses_the_same_memory(arena: Arena) -> No
         stream.write(memoryview(bytes([at // MIB]) * MIB), at)
         assert read(stream, at, at + 3) == bytes([at // MIB]) * 3
         stream.release(at + MIB)
-    assert arena.present == os.fstat(arena.fd).st_size == arena.unit
+    assert arena.present == os.fstat(stream.fd).st_size == arena.unit
     stream.close()
     assert not arena.used
 
@@ -126,16 +126,41 @@ def test_what_is_held_elsewhere_leaves_less_room(arena: Arena) -> None:
 def test_slots_that_are_given_up_are_freed_and_never_taken_again(arena: Arena) -> None:
     first = filled(arena, b"x" * (arena.total - arena.unit))
     assert arena.give_up() is None
+    shard = first._shard
+    arena._kept = arena.total  # as with much memory: it keeps so many
     first.close()
-    arena._free, arena._empty = [*arena._empty, *arena._free], []  # as with much memory: it keeps so many
-    job = arena.give_up()
-    assert job is not None
+    given_up = arena.give_up()
+    assert given_up is not None
+    job, fd = given_up
     freed = set(job.numbers)
-    list(job.run([arena.fd]))
+    list(job.run([fd]))
     assert not arena.present
-    again = filled(arena, b"y" * (arena.total - arena.unit))
-    taken = again.slots(0, again.granted).numbers
-    assert not set(memoryview(taken).cast("I")) & freed
+    assert not shard.free
+    taken = shard.take(len(freed))
+    assert not set(taken) & freed
+
+
+def test_streams_that_are_written_at_the_same_time_are_in_different_memfds() -> None:
+    arena = Arena(8 * MIB, 4)
+    assert len(arena.shards) == 2
+    first, second = LayerStream(arena), LayerStream(arena)
+    assert first.fd != second.fd
+    assert first.grant(essential=False)
+    assert second.grant(essential=False)
+    first.write(memoryview(b"x" * arena.unit), 0)
+    first.decoded = arena.unit
+    first.trim()
+    third = LayerStream(arena)
+    assert third.fd == first.fd, "nobody writes there any more"
+    fourth = LayerStream(arena)
+    third.close()
+    second.close()
+    first.close()
+    fourth.close()
+    last = LayerStream(arena)
+    assert len(last._shard.free) == max(len(shard.free) for shard in arena.shards) > 0
+    assert [shard.writers for shard in arena.shards] == [shard is last._shard for shard in arena.shards]
+    arena.close()
 
 
 def test_what_was_not_used_of_a_grant_is_given_back(arena: Arena) -> None:

@@ -310,7 +310,7 @@ class Drive:
         self._decoded += len(more)
 
     def _finish(self, job: SinkJob) -> None:
-        (event,) = list(job.job.run([*job.fds, self._arena.fd]))
+        (event,) = list(job.job.run([*job.fds, self._stream.fd]))
         assert isinstance(event, Finished)
         more = self._sink.finished(job, event.result)
         self._jobs += more

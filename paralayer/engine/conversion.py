@@ -188,8 +188,9 @@ class Conversion:
         for worker in sorted(self._executor.idle):
             if delivery.packs:
                 job = delivery.packs.popleft()
-                number = self._executor.submit(worker, job.job, [*job.fds, self._arena.fd])
-                delivery.packing[number] = job
+                stream = self._readings[job.layer].stream
+                fds = [*job.fds, self._arena.shards[0].fd if stream is None else stream.fd]
+                delivery.packing[self._executor.submit(worker, job.job, fds)] = job
             elif worker in {self._workers[job] for job in self._blocked}:
                 if self._overlay.turn in self._waiting:  # the frontier frees what the others wait for
                     self._waiting.remove(self._overlay.turn)
@@ -201,9 +202,10 @@ class Conversion:
                 self._read(worker, self._readings[layer])
             elif not delivery.due and (dropped := delivery.next_dropped()) is not None:
                 self._read_again(worker, dropped)
-            elif self._overlay.done and (free := self._arena.give_up()):
+            elif self._overlay.done and (given_up := self._arena.give_up()):
                 # What is left is written by this process; freeing memory at the end would take it a tenth of a second.
-                self._freeing.add(self._executor.submit(worker, free, [self._arena.fd]))
+                free, fd = given_up
+                self._freeing.add(self._executor.submit(worker, free, [fd]))
 
     def _decodable(self, worker: int) -> list[int]:
         """Return the layers that a worker might begin: those of which there is enough, or whichever is its only one."""
@@ -225,7 +227,7 @@ class Conversion:
             digest=layer.digest if self._check else None,
             diff_id=layer.diff_id if check_diff_id else None,
         )
-        self._start(worker, reading, job, [self._arena.fd, reading.table_fd, self._hiding.fd])
+        self._start(worker, reading, job, [stream.fd, reading.table_fd, self._hiding.fd])
 
     def _read_again(self, worker: int, reading: Reading) -> None:
         layer = reading.layer
@@ -242,7 +244,7 @@ class Conversion:
             identity=reading.identity,
             until=self._delivery.end_of_need(reading),
         )
-        self._start(worker, reading, job, [self._arena.fd])
+        self._start(worker, reading, job, [stream.fd])
 
     def _start(self, worker: int, reading: Reading, job: Decode, fds: Sequence[int]) -> None:
         blob = reading.growing

@@ -24,11 +24,16 @@ _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
 _KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
 _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
+_WRITERS = 2  # of a memfd: more would wait for each other, fewer have less free memory in common
 _MANY = 4  # grants; with little memory so much is never free, so that nothing is held beside the budget while it is freed
 
 
 class Arena:
-    """The memfd that all streams are in. Up to `total` bytes are granted, for so many jobs."""
+    """The memory that all streams are in. Up to `total` bytes are granted, for so many jobs.
+
+    It is in several memfds, since the kernel lets one process at a time write to each: that is 2 to 5 GB/s, to pages that
+    are fresh and to others, and what a few processes decode.
+    """
 
     def __init__(self, total: int, jobs: int) -> None:
         self.total = total
@@ -40,55 +45,78 @@ class Arena:
         self.used = 0
         self.elsewhere = 0
         """Bytes of the budget that something else than slots has now."""
-        self.fd = os.memfd_create("arena", os.MFD_CLOEXEC)
-        self._count = 0  # of slots
-        self._free: list[int] = []  # the one that was used last is last: its pages are in the caches
-        self._kept = total // _KEPT // self.slot  # of these
-        self._empty: list[int] = []  # free ones without pages
+        count = -(-jobs // _WRITERS)
+        self.shards = [Shard(self.slot) for _ in range(count)]
+        self._kept = total // _KEPT // self.slot  # free slots that keep their pages
 
     @property
     def present(self) -> int:
         """Bytes of the pages that are there."""
-        return os.fstat(self.fd).st_blocks * 512
+        return sum(os.fstat(shard.fd).st_blocks * 512 for shard in self.shards)
 
-    def take(self) -> list[int]:
-        """Return the slots of one grant."""
-        count = self.unit // self.slot
-        missing = count - len(self._free) - len(self._empty)
+    def shard(self) -> Shard:
+        """Return where one more stream is best written: where the fewest are, and of these, where the most is free."""
+        return min(self.shards, key=lambda shard: (shard.writers, -len(shard.free)))
+
+    def put(self, shard: Shard, numbers: list[int]) -> None:
+        """Take slots of a shard back, in the order in which they were written."""
+        self.used -= len(numbers) * self.slot
+        shard.free += numbers
+        free = sum(len(shard.free) for shard in self.shards)
+        if free > 2 * self._kept:
+            for cold in sorted(self.shards, key=lambda shard: -len(shard.free)):
+                free -= cold.free_pages(free - self._kept)
+
+    def give_up(self) -> tuple[FreePages, int] | None:
+        """Return a job that frees the pages of free slots, and its descriptor, if there are many in one place.
+
+        That is for when hardly any will be taken. These never are, since nobody knows when the job is done with each.
+        """
+        shard = max(self.shards, key=lambda shard: len(shard.free))
+        if len(shard.free) * self.slot < _MANY * self.unit // len(self.shards):
+            return None
+        numbers, shard.free = shard.free, []
+        return FreePages(self.slot, numbers), shard.fd
+
+    def close(self) -> None:
+        """Free the memory."""
+        for shard in self.shards:
+            os.close(shard.fd)
+
+
+class Shard:
+    """One memfd, in slots."""
+
+    def __init__(self, slot: int) -> None:
+        self.fd = os.memfd_create("arena", os.MFD_CLOEXEC)
+        self.writers = 0
+        """Streams that are still written."""
+        self.free: list[int] = []
+        """Slots with pages; the one that was used last is last: its pages are in the caches."""
+        self._empty: list[int] = []  # free ones without pages
+        self._slot = slot
+        self._count = 0  # of slots
+
+    def take(self, count: int) -> list[int]:
+        """Return so many slots."""
+        missing = count - len(self.free) - len(self._empty)
         if missing > 0:
             try:
-                os.ftruncate(self.fd, (self._count + missing) * self.slot)
+                os.ftruncate(self.fd, (self._count + missing) * self._slot)
             except OSError as error:
                 raise SinkError("memory", f"a memfd cannot grow: {error.strerror}") from None
             self._empty += reversed(range(self._count, self._count + missing))
             self._count += missing
-        self.used += self.unit
-        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        taken = [self.free.pop() for _ in range(min(count, len(self.free)))]
         return taken + [self._empty.pop() for _ in range(count - len(taken))]
 
-    def free(self, numbers: list[int]) -> None:
-        """Take slots back, in the order in which they were written."""
-        self.used -= len(numbers) * self.slot
-        self._free += numbers
-        if len(self._free) > 2 * self._kept:
-            cold = self._free[: -self._kept or None]
-            del self._free[: len(cold)]
-            self._empty += cold
-            _free_pages(self.fd, self.slot, cold)
-
-    def give_up(self) -> FreePages | None:
-        """Return a job that frees the pages of free slots, if there are many: for when hardly any will be taken.
-
-        They are never taken again, since nobody knows when the job is done with each.
-        """
-        if len(self._free) * self.slot < _MANY * self.unit:
-            return None
-        numbers, self._free = self._free, []
-        return FreePages(self.slot, numbers)
-
-    def close(self) -> None:
-        """Free the memory."""
-        os.close(self.fd)
+    def free_pages(self, most: int) -> int:
+        """Free the pages of so many free slots, or all; return of how many."""
+        cold = self.free[:most]
+        del self.free[:most]
+        self._empty += cold
+        _free_pages(self.fd, self._slot, cold)
+        return len(cold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +153,11 @@ class LayerStream(Stream):
     """The decoded bytes of one layer: `decoded` of them have been written, those before `released` are gone again."""
 
     def __init__(self, arena: Arena) -> None:
-        super().__init__(arena.fd, Slots(arena.slot))
         self._arena = arena
+        self._shard = arena.shard()
+        self._shard.writers += 1
+        self._writes = True
+        super().__init__(self._shard.fd, Slots(arena.slot))
         self.decoded = 0
         self.released = 0
 
@@ -141,7 +172,8 @@ class LayerStream(Stream):
         room = arena.total - arena.elsewhere - (0 if essential else arena.unit)
         if arena.used + arena.unit > room and not (essential and held < arena.unit):
             return None
-        numbers = arena.take()
+        numbers = self._shard.take(arena.unit // arena.slot)
+        arena.used += arena.unit
         self.add(numbers)
         return numbers
 
@@ -150,19 +182,25 @@ class LayerStream(Stream):
         self.released = max(self.released, min(upto, self.granted))
         count = self.released // self._size - self._first
         if count > 0:
-            self._arena.free(self._numbers[:count].tolist())
+            self._arena.put(self._shard, self._numbers[:count].tolist())
             del self._numbers[:count]
             self._first += count
 
     def trim(self) -> None:
         """Give back the slots that were not used, when all is decoded."""
+        self._end_writing()
         count = max(0, -(-self.decoded // self._size) - self._first)
-        self._arena.free(self._numbers[count:].tolist())
+        self._arena.put(self._shard, self._numbers[count:].tolist())
         del self._numbers[count:]
 
     def close(self) -> None:
         """Give back everything; nobody may write or read any more."""
-        self._arena.free(self._numbers.tolist())
+        self._end_writing()
+        self._arena.put(self._shard, self._numbers.tolist())
         self._first += len(self._numbers)
         del self._numbers[:]
         self.released = self.granted
+
+    def _end_writing(self) -> None:
+        self._shard.writers -= self._writes
+        self._writes = False
