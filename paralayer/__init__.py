@@ -4,32 +4,32 @@
 >>> result = paralayer.convert("oci:image:latest", paralayer.ImageSpec.squashfs("image.squashfs"))  # doctest: +SKIP
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from paralayer.convert import (
-    ConversionResult,
-    convert,
-    convert_dir,
-    convert_mksquashfs,
-    convert_squashfs,
-    convert_tar,
-)
-from paralayer.errors import (
-    DigestError,
-    ImageError,
-    LayerError,
-    MediaTypeError,
-    ParalayerError,
-    RegistryError,
-    SinkError,
-    UsageError,
-    WorkerError,
-)
-from paralayer.image import Image, Layer, Platform, open_image
-from paralayer.progress import PackerProgress
-from paralayer.spec import ImageSpec
-
 if TYPE_CHECKING:
+    from paralayer.errors import (
+        DigestError,
+        ImageError,
+        LayerError,
+        MediaTypeError,
+        ParalayerError,
+        RegistryError,
+        SinkError,
+        UsageError,
+        WorkerError,
+    )
+    from paralayer.image import Image, Layer, Platform, open_image
+    from paralayer.oneshot import (
+        ConversionResult,
+        convert,
+        convert_dir,
+        convert_mksquashfs,
+        convert_squashfs,
+        convert_tar,
+    )
+    from paralayer.progress import PackerProgress
+    from paralayer.spec import ImageSpec
     from paralayer.streaming import (
         LayerMeta,
         LayerWriter,
@@ -78,14 +78,21 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+_VERIFICATION = {"Difference", "VerifyProgress", "VerifyReport", "verify"}
+_OTHERS = ("errors", "spec", "image", "progress", "oneshot", "streaming")
+"""Where the other names are; each module needs those before it."""
+
+
 def __getattr__(name: str) -> Any:
-    # What a conversion does not need; streaming's asyncio alone takes as long to load as all the rest.
-    if name in {"Difference", "VerifyProgress", "VerifyReport", "verify"}:
-        from paralayer import verification
-
-        return getattr(verification, name)
+    # Nothing is loaded before it is needed: the command has to catch signals first, and streaming's asyncio alone takes
+    # as long to load as all the rest.
     if name in __all__:
-        from paralayer import streaming
-
-        return getattr(streaming, name)
+        for module in ("verification",) if name in _VERIFICATION else _OTHERS:
+            found = vars(import_module(f"paralayer.{module}"))
+            if name in found:
+                return found[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

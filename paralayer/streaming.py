@@ -26,13 +26,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, overload
 
-from paralayer.convert import Clock, ConversionResult, check_apart, check_limits, convert_arrivals
 from paralayer.engine.arrivals import Arrivals
 from paralayer.errors import DigestError, ImageError, SinkError, UsageError
 from paralayer.growing import Growing
 from paralayer.image import Blob, Digest, Layer
 from paralayer.image.media_type import check_layer_type
 from paralayer.image.source import check_regular, io_errors
+from paralayer.oneshot import Clock, ConversionResult, check_apart, check_limits, convert_arrivals
 from paralayer.spec import ImageSpec
 
 if TYPE_CHECKING:

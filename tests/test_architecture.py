@@ -15,7 +15,7 @@ LAYERS = [
     ["paralayer.cli"],
     ["paralayer"],
     ["paralayer.streaming"],
-    ["paralayer.convert", "paralayer.display"],
+    ["paralayer.display", "paralayer.oneshot"],
     ["paralayer.progress", "paralayer.spec"],
     ["paralayer.verification"],
     ["paralayer.fetching", "paralayer.downloading"],

@@ -66,6 +66,18 @@ def test_public_names() -> None:
         "convert_squashfs", "convert_squashfs_streaming", "convert_tar", "convert_tar_streaming", "open_image", "verify",
     ]  # fmt: skip
     assert all(hasattr(paralayer, name) for name in paralayer.__all__)
+    assert set(paralayer.__all__) <= set(dir(paralayer))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = paralayer.nothing
+
+
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    """The command could not catch signals meanwhile."""
+    program = "import sys, paralayer.__main__; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert {"paralayer", "paralayer.__main__"} == {name for name in loaded if name.startswith("paralayer")}
+    assert not {"click", "dataclasses", "numpy"} & set(loaded)
 
 
 # Other programs

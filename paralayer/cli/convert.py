@@ -20,7 +20,7 @@ from paralayer.cli.options import (
     files,
 )
 from paralayer.cli.terminal import Display, interrupts, is_terminal, size_text
-from paralayer.convert import ConversionResult, convert
+from paralayer.oneshot import ConversionResult, convert
 from paralayer.spec import ImageSpec
 
 if TYPE_CHECKING:

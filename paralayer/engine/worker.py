@@ -6,6 +6,7 @@ no worker outlives its parent by more than one chunk of work.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import select
@@ -16,14 +17,18 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paralayer.engine.jobs import Event, Finished, Run, Waiting
+from paralayer.engine.jobs import Decode, Event, Finished, Run, Waiting
 from paralayer.errors import ParalayerError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from paralayer.engine.jobs import Job
+
 MESSAGE_MAX = 160 << 10  # bytes; what a socket of this kind takes by default is 208 KiB
 FDS_MAX = 8
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", int)
+"""The C library's, where it has one: of what an index took, which comes in many sizes, it keeps some MiB by itself."""
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Blocked while a worker starts, until it has said what they mean to it."""
 
@@ -64,7 +69,7 @@ def serve(end: socket.socket) -> None:
     Messages are (job's number, job or Answer) in, (job's number, event or Failed) out. Of the jobs that can go on, the
     one that came first does, up to its next event: mostly it is the one that output waits for.
     """
-    runs: dict[int, tuple[Run, list[int]]] = {}
+    runs: dict[int, tuple[Job, Run, list[int]]] = {}
     ready: dict[int, Sequence[int] | None] = {}  # that can go on, with what they are to be sent
     came = select.poll()
     came.register(end, select.POLLIN)
@@ -76,11 +81,11 @@ def serve(end: socket.socket) -> None:
             if isinstance(message, Answer):
                 ready[number] = message.slots
             else:
-                runs[number] = message.run(fds), fds
+                runs[number] = message, message.run(fds), fds
                 ready[number] = None
             continue
         number = min(ready)
-        run, fds = runs[number]
+        job, run, fds = runs[number]
         event = _step(run, ready.pop(number))
         try:
             send(end, (number, event))
@@ -91,6 +96,8 @@ def serve(end: socket.socket) -> None:
             run.close()
             for fd in fds:
                 os.close(fd)
+            if isinstance(job, Decode):
+                _trim(0)
         elif not isinstance(event, Waiting):
             ready[number] = None
 

@@ -19,7 +19,7 @@ from paralayer.tar.rows import KINDS, RowWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BATCH = 4096  # headers converted at once: 2 MiB
+_BATCH = 2048  # headers converted at once: 1 MiB
 _MAX_HELD = 4 << 20  # bytes of extension headers that are held until then
 _WORTH_HIDING = 16 << 10  # bytes of a file from which on it pays to ask whether it is hidden
 _MAX_SPECIAL = 1 << 20  # bytes of a PAX or GNU long record
