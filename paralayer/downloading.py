@@ -12,6 +12,7 @@ from paralayer.errors import DigestError, RegistryError
 from paralayer.fetching import Fetched
 from paralayer.growing import Growing
 from paralayer.image import Blob
+from paralayer.image.descriptor import shown
 from paralayer.registry.access import BrokenConnection
 from paralayer.registry.cache import BlobCache
 from paralayer.registry.client import RemoteBlob
@@ -48,13 +49,18 @@ class Downloading(Fetched):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
+        damaged = None
         if isinstance(error, DigestError):
             for index, cached in self._cached.items():
                 if self._layers[index].digest == error.want:
+                    damaged = cached.path if cached.complete else damaged
                     cached.refuse()
         for cached in self._cached.values():
             cached.close()
         super().__exit__(kind, error, traceback)
+        if damaged is not None and isinstance(error, DigestError):
+            what = f"{error.what} in the cache, {shown(damaged)}, which is removed now"
+            raise DigestError(error.where, what, error.got, error.want) from None
 
     def _begin(self) -> None:
         """Start to fetch, once."""

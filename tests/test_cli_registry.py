@@ -165,6 +165,22 @@ def test_a_flipped_bit_is_an_error_and_nothing_of_it_stays(proxy: Proxy, image: 
     assert convert("--cache", cache, reference, tmp_path / "out.tar").returncode == 0
 
 
+def test_damage_in_the_cache_is_told_and_removed(proxy: Proxy, image: str, tmp_path: Path) -> None:
+    reference, cache = f"docker://{proxy.address}/some/image:v1", tmp_path / "cache"
+    assert convert("--cache", cache, reference, tmp_path / "out.tar").returncode == 0
+    path = cache / "blobs" / digest_name(largest_of(image))
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    done = convert("--force", "--cache", cache, reference, tmp_path / "out.tar")
+    assert done.returncode == 1
+    one_line(
+        done.stderr, "layer 0", f"digest of the blob in the cache, {path}, which is removed now: got sha256:"
+    )
+    assert not path.exists()
+    assert convert("--force", "--cache", cache, reference, tmp_path / "out.tar").returncode == 0
+
+
 FAULTS = {
     "the connection breaks": (Fault(stop=100_000, reset=True), True),
     "the body is cut short": (Fault(truncate=100_000), False),
