@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from paralayer.cli.options import access, access_options
+from paralayer.cli.options import access, trust_options
 from paralayer.cli.terminal import interrupts
 from paralayer.errors import UsageError
 
@@ -15,7 +15,7 @@ from paralayer.errors import UsageError
 @click.command("login", short_help="Keep who you are at a registry, as docker does.")
 @click.option("-u", "--username", metavar="USER", help="Asked for where it is not given.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
-@access_options
+@trust_options
 @click.argument("registry", metavar="[HOST[:PORT]]", default="docker.io")
 def login_command(registry: str, *, username: str | None, password_stdin: bool, **reached: Any) -> None:
     """Log in at a registry, Docker Hub by default, and keep that where docker and podman look for it as well.

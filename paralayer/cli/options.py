@@ -12,7 +12,7 @@ from paralayer.errors import ParalayerError, UsageError
 from paralayer.image import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -69,7 +69,7 @@ def epoch(ctx: click.Context, param: click.Parameter, value: int | None) -> int 
     return int(text)
 
 
-_ACCESS = (
+_DOWNLOADS = (
     click.option(
         "--connections",
         type=click.IntRange(1, 64),
@@ -83,6 +83,8 @@ _ACCESS = (
         metavar="HOST",
         help="docker://: ask there first. [default: $PARALAYER_REGISTRY_MIRROR]",
     ),
+)
+_TRUST = (
     click.option(
         "--insecure-http",
         multiple=True,
@@ -109,22 +111,33 @@ _CACHE = (
 
 def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how registries are reached; `access` takes what they yield."""
-    for option in reversed(_ACCESS):
-        command = option(command)
-    return command
+    return _add((*_DOWNLOADS, *_TRUST), command)
+
+
+def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add those of them that matter where nothing is downloaded."""
+    return _add(_TRUST, command)
 
 
 def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--cache` and `--no-cache`; the first one is None where the second is given."""
-    for option in reversed(_CACHE):
+    return _add(_CACHE, command)
+
+
+def _add(options: Sequence[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 
 
 def access(
-    *, connections: int | None, mirrors: tuple[str, ...], insecure_http: tuple[str, ...], ca_file: str | None
+    *,
+    connections: int | None = None,
+    mirrors: tuple[str, ...] = (),
+    insecure_http: tuple[str, ...],
+    ca_file: str | None,
 ) -> Access | None:
-    """Return what `access_options` yielded, None if that is nothing."""
+    """Return what `access_options` or `trust_options` yielded, None if that is nothing."""
     if not (connections or mirrors or insecure_http or ca_file):
         return None
     from paralayer.registry.access import Access
