@@ -34,6 +34,8 @@ _WAKE = -1
 
 @dataclass(slots=True)
 class _Worker:
+    """A process, and our end of its socket."""
+
     pid: int
     end: socket.socket
     process: subprocess.Popen[bytes] | None  # None: forked
