@@ -24,6 +24,7 @@ _SMALLEST_SLOT = 64 << 10  # every layer has one that is not full
 _KEPT = 16  # a part of the budget: pages that are kept for whoever comes next
 _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
+_SHARDS_MAX = 16  # each is a descriptor of every process
 _WRITERS = 2  # of a memfd: more would wait for each other, fewer have less free memory in common
 _MANY = 4  # grants; with little memory so much is never free, so that nothing is held beside the budget while it is freed
 
@@ -45,7 +46,7 @@ class Arena:
         self.used = 0
         self.elsewhere = 0
         """Bytes of the budget that something else than slots has now."""
-        count = -(-jobs // _WRITERS)
+        count = min(-(-jobs // _WRITERS), _SHARDS_MAX)
         self.shards = [Shard(self.slot) for _ in range(count)]
         self._kept = total // _KEPT // self.slot  # free slots that keep their pages
 
