@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     Ready = tuple[int, str | os.PathLike[str]]
     """A layer's index and the file that it is in."""
 
-_LEAD = 32 << 20
-"""Bytes that a writer may be ahead of the decoder of its layer. Decoders tell every 16 MiB, so less would stall both."""
+_LEAD = 64 << 20
+"""Bytes that a writer may be ahead of the decoder of its layer. Decoders tell every 32 MiB, so less would stall both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from paralayer.errors import LayerError
 if TYPE_CHECKING:
     from paralayer.compression.source import Source
 
-_PIECE = 64 << 10  # most stored bytes handed to a member's codec at once; mostly decoded within one chunk
+_PIECE = 128 << 10  # most stored bytes handed to a member's codec at once; mostly decoded within one chunk
 FIRST_PIECE = 2 << 10  # see `Members`
 _ENOUGH = 32 << 10  # below `CHUNK`; shorter outputs are joined: a chunk costs its consumer a system call
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     """Returns up to that many stored bytes, at least one, or b"" at the end of the blob."""
 
 READ_SIZE = 128 << 10
-CHUNK = 256 << 10
-"""Most decoded bytes of a chunk. Decoding and `os.pwrite` of each chunk into a memfd, gzip and zstd: 128 KiB to 1 MiB
-differ by less than the noise of the measurement (5 to 10 %), so this is a matter of memory."""
+CHUNK = 384 << 10
+"""Most decoded bytes of a chunk. Codecs themselves are as fast with 128 KiB to 512 KiB; of what is done for each chunk, a
+conversion of gzip layers to a tar takes 4 % less time than with 256 KiB (and pieces half as large), and no less with
+512 KiB."""
 MAX_WINDOW = 128 << 20
 """Bytes of history that a stream may ask a decoder to keep."""
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 # A batch costs about a millisecond whatever its size; these make it a few percent of decoding.
 _FLOW_ROWS = 2000
-_FLOW_BYTES = 16 << 20
+_FLOW_BYTES = 32 << 20
 _MARGIN = 8  # a part of the memory: what a sink makes between two looks at what it holds
 
 

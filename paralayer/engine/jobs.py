@@ -26,7 +26,7 @@ from paralayer.tar.scanner import Scanner
 if TYPE_CHECKING:
     from paralayer.image import Blob, Digest
 
-ANNOUNCE = 16 << 20
+ANNOUNCE = 32 << 20
 """Decoded bytes between two announcements of progress."""
 LOOKAHEAD = 1 << 20
 """Bytes of a growing blob that there should be before a chunk is decoded."""
