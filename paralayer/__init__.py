@@ -80,7 +80,7 @@ __version__ = "0.1.0"
 
 _VERIFICATION = {"Difference", "VerifyProgress", "VerifyReport", "verify"}
 _OTHERS = ("errors", "spec", "image", "progress", "oneshot", "streaming")
-"""Where the other names are; each module needs those before it."""
+"""Where the other names are, what loads least first."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
 """What holds for every test: nothing is left behind, and what CI installs is never skipped.
 
 ``@pytest.mark.requires("umoci", "root")`` skips a test where a command, root, or the kernel's overlayfs
-(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead. ``--share 1/2`` runs every second file, ``--share 2/2`` the others:
-tests of one file may look at what all processes have, such as mounts.
+(``"overlay"``) is missing, with that reason; where CI=true, the test fails instead.
+
+``--share 1/2`` runs every second file, ``--share 2/2`` the others: tests of one file may look at what all processes have,
+such as mounts.
 """
 
 from __future__ import annotations

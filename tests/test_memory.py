@@ -123,7 +123,8 @@ def test_what_is_held_elsewhere_leaves_less_room(arena: Arena) -> None:
     assert stream.grant(essential=True) is None
 
 
-def test_slots_that_are_given_up_are_freed_and_never_taken_again(arena: Arena) -> None:
+def test_slots_that_are_given_up_are_freed_and_never_taken_again() -> None:
+    arena = Arena(64 * MIB, 2)
     first = filled(arena, b"x" * (arena.total - arena.unit))
     assert arena.give_up() is None
     shard = first._shard
@@ -138,6 +139,7 @@ def test_slots_that_are_given_up_are_freed_and_never_taken_again(arena: Arena) -
     assert not shard.free
     taken = shard.take(len(freed))
     assert not set(taken) & freed
+    arena.close()
 
 
 def test_streams_that_are_written_at_the_same_time_are_in_different_memfds() -> None:

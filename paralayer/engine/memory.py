@@ -26,14 +26,16 @@ _SLOTS_MAX = 8192  # in the budget: a job is told those of all that it reads
 _SMALLEST_GRANT, _LARGEST_GRANT = 1 << 20, 32 << 20
 _SHARDS_MAX = 16  # each is a descriptor of every process
 _WRITERS = 2  # of a memfd: more would wait for each other, fewer have less free memory in common
-_MANY = 4  # grants; with little memory so much is never free, so that nothing is held beside the budget while it is freed
+_MANY, _MANY_BYTES = 4, 16 << 20
+"""Grants, over all memfds, and bytes in one. With little memory so much is never free, so that nothing is held beside the
+budget while it is freed."""
 
 
 class Arena:
     """The memory that all streams are in. Up to `total` bytes are granted, for so many jobs.
 
-    It is in several memfds, since the kernel lets one process at a time write to each: that is 2 to 5 GB/s, to pages that
-    are fresh and to others, and what a few processes decode.
+    It is in several memfds, since the kernel lets one process at a time write to each: 2 GB/s to fresh pages and 5 to used
+    ones in all, which a few decoders reach.
     """
 
     def __init__(self, total: int, jobs: int) -> None:
@@ -74,7 +76,7 @@ class Arena:
         That is for when hardly any will be taken. These never are, since nobody knows when the job is done with each.
         """
         shard = max(self.shards, key=lambda shard: len(shard.free))
-        if len(shard.free) * self.slot < _MANY * self.unit // len(self.shards):
+        if len(shard.free) * self.slot < max(_MANY_BYTES, _MANY * self.unit // len(self.shards)):
             return None
         numbers, shard.free = shard.free, []
         return FreePages(self.slot, numbers), shard.fd
@@ -112,7 +114,7 @@ class Shard:
         return taken + [self._empty.pop() for _ in range(count - len(taken))]
 
     def free_pages(self, most: int) -> int:
-        """Free the pages of so many free slots, or all; return of how many."""
+        """Free the pages of so many free slots, or of all; return how many those were."""
         cold = self.free[:most]
         del self.free[:most]
         self._empty += cold

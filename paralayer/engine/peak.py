@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _SAMPLE_SECONDS = 0.5
-_SHARE = 100  # of the time at most so small a part is spent on looking: the kernel walks all page tables
+_SHARE = 100  # looking takes one part of so many of the time at most: the kernel walks all page tables
 
 
 class Peak:
@@ -36,6 +36,7 @@ class Peak:
         now = time.monotonic()
         if now < self._next:
             return
+        self._next = now + _SAMPLE_SECONDS
         if self._pids:
             try:
                 used = sum(map(_proportional_set, [os.getpid(), *self._pids]))
@@ -44,7 +45,7 @@ class Peak:
         else:
             used = _largest_resident_set()
         self.bytes = max(self.bytes, used + self._stored())
-        self._next = now + max(_SAMPLE_SECONDS, _SHARE * (time.monotonic() - now))
+        self._next = max(self._next, now + _SHARE * (time.monotonic() - now))
 
 
 def _proportional_set(pid: int) -> int:
